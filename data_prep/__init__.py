@@ -1,0 +1,1 @@
+"""Programs that are run once, before training: `python -m data_prep.<program> key=value`."""

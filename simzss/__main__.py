@@ -1,0 +1,5 @@
+"""`python -m simzss` is the `simzss` command."""
+
+from simzss.cli import main
+
+main()

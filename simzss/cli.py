@@ -1,0 +1,118 @@
+"""The `simzss` command: parses a verb and its overrides, calls one function. Imports the heavy parts inside a verb."""
+
+import logging
+import sys
+from pathlib import Path
+
+from simzss import __version__
+from simzss.errors import InputError, nearest, run_program
+
+HELP = """simzss {version}: an open vocabulary for any frozen vision backbone
+
+usage:
+  simzss train   [experiment=NAME] data.shards=PATTERN [key=value …]      train a text encoder
+  simzss eval    model=DIR benchmark=NAME benchmark.root=DIR [key=value …] measure zero-shot segmentation
+  simzss segment IMAGE… model=DIR classes="cat,dog" [key=value …]         label your photos with your words
+  simzss config  show VERB [key=value …]                                  print what a verb would run with
+  simzss config  validate VERB [key=value …]                              check it without running
+  simzss config  copy VERB FILE [key=value …]                             write it to a file of your own
+  simzss VERB --help                                                      a verb's keys and choices
+  simzss --version
+
+Every key of conf/ can be set as key=value; a group such as backbone=NAME is exchanged by its name."""
+
+VERBS = ("train", "eval", "segment", "config")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_program(lambda: dispatch(sys.argv[1:]))
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run one verb.
+
+    Raises:
+        InputError: unknown verb or bad arguments.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(version=__version__))
+        return
+    if arguments[0] == "--version":
+        print(__version__)
+        return
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise InputError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpcore", "huggingface_hub", "timm", "PIL", "fsspec", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if verb == "config":
+        _config(rest)
+    elif "-h" in rest or "--help" in rest:
+        _help(verb)
+    else:
+        {"train": _train, "eval": _eval, "segment": _segment}[verb](rest)
+
+
+def _train(overrides: list[str]) -> None:
+    from simzss.config import compose
+    from simzss.training.run import train
+
+    folder = train(compose("train", overrides))
+    print(f"model: {folder}")
+
+
+def _eval(overrides: list[str]) -> None:
+    from simzss.config import compose
+    from simzss.evaluation.run import run_evaluation
+
+    results = run_evaluation(compose("eval", overrides))
+    for name, result in results.items():
+        print(f"{name}: mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  ({result['images']} images)")
+
+
+def _segment(arguments: list[str]) -> None:
+    from simzss.config import compose
+    from simzss.segmentation.run import segment_files
+
+    images = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).exists()]
+    overrides = [argument for argument in arguments if Path(argument) not in images]
+    for path in segment_files(compose("segment", overrides), images):
+        print(path)
+
+
+def _config(arguments: list[str]) -> None:
+    from simzss import config
+
+    actions = ("show", "validate", "copy")
+    if len(arguments) < 2 or arguments[0] not in actions or arguments[1] not in VERBS[:3]:
+        raise InputError("usage: simzss config show|validate|copy train|eval|segment [FILE] [key=value …]")
+    action, root, rest = arguments[0], arguments[1], arguments[2:]
+    if action == "copy":
+        if not rest or "=" in rest[0]:
+            raise InputError("usage: simzss config copy VERB FILE [key=value …]")
+        target = Path(rest[0])
+        if target.exists():
+            raise InputError(f"{target} exists already")
+        config.save(config.compose(root, rest[1:]), target)
+        print(target)
+        return
+    composed = config.compose(root, rest)
+    if action == "show":
+        print(config.to_yaml(composed), end="")
+    else:
+        config.require_complete(composed)
+        print("valid")
+
+
+def _help(verb: str) -> None:
+    from simzss import config
+
+    print((config.CONF_DIR / f"{verb}.yaml").read_text(encoding="utf-8"))
+    for group in config.groups_of(verb):
+        print(f"{group}: {', '.join(config.choices(group))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Concept bank: which nouns are concepts, and which of them are the same one."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simzss.concepts.concept import Concept
+from simzss.errors import InputError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One concept: its name and the other lemmas that mean the same."""
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Read a word list: one entry a line, `name, synonym, synonym`; `#` starts a comment.
+
+    Raises:
+        InputError: file missing or not UTF-8, no entry in it, an empty name, a word that stands twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"word list {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"word list {path} cannot be read: {error}") from error
+    entries: list[Entry] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.split("#", 1)[0].strip()
+        if not line:
+            continue
+        words = [" ".join(word.lower().split()) for word in line.split(",")]
+        if not all(words):
+            raise InputError(f"{path}:{number}: empty name in {line!r}")
+        for word in words:
+            if word in seen:
+                raise InputError(f"{path}:{number}: {word!r} is listed twice (first on line {seen[word]})")
+            seen[word] = number
+        entries.append(Entry(words[0], tuple(words[1:])))
+    if not entries:
+        raise InputError(f"word list {path} has no entries")
+    return entries
+
+
+class ConceptBank:
+    """Maps nouns to concept ids; matching is exact string equality with a name or a synonym.
+
+    Args:
+        entries: the concepts; a concept's id is its place in this list.
+        surface_forms: try the words as written before their lemma, so that "glasses" can be another concept than
+            "glass" and "woods" than "wood". The original release knows lemmas only.
+    """
+
+    def __init__(self, entries: Sequence[Entry], surface_forms: bool = False) -> None:
+        self.entries = tuple(entries)
+        self.surface_forms = surface_forms
+        self._ids = {word: i for i, entry in enumerate(self.entries) for word in (entry.name, *entry.synonyms)}
+
+    @classmethod
+    def from_file(cls, path: Path, exclude: Iterable[str] = (), surface_forms: bool = False) -> "ConceptBank":
+        """Read a bank and leave out every entry of which any word is in `exclude` (leakage control).
+
+        Raises:
+            InputError: as `read_entries`, or nothing is left.
+        """
+        removed = {" ".join(word.lower().split()) for word in exclude}
+        entries = read_entries(path)
+        kept = [entry for entry in entries if not removed.intersection((entry.name, *entry.synonyms))]
+        if not kept:
+            raise InputError(f"concept bank {path}: every entry is excluded")
+        return cls(kept, surface_forms)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Concept names; index = concept id."""
+        return tuple(entry.name for entry in self.entries)
+
+    def lookup(self, concept: Concept) -> int | None:
+        """Concept id of a mention, or None when the bank does not hold it."""
+        if self.surface_forms and (found := self._ids.get(concept.text.lower())) is not None:
+            return found
+        return self._ids.get(concept.lemma)
+
+    def words(self) -> Iterable[str]:
+        """Every name and synonym."""
+        return self._ids.keys()

@@ -1,0 +1,149 @@
+"""Segmentation sets in their official folder layouts: photo + index mask, labels mapped to class indices."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from simzss.concepts.bank import read_entries
+from simzss.config import CONF_DIR
+from simzss.errors import InputError
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """`conf/benchmark`: where photos and masks are below the root, and what the labels mean.
+
+    Args:
+        name: of the benchmark, key of the results.
+        root: folder of the official download.
+        inside: folders to look for below `root` when it is a parent of the set.
+        images: folder of photos, below the root.
+        masks: folder of masks, below the root.
+        image_suffix: end of a photo's file name.
+        mask_suffix: end of its mask's file name.
+        split: text file with one name a line, below the root; null takes every mask.
+        classes: file of class names, below the configuration folder or, if `./…`, below the root.
+        label_offset: added to mask values to get class indices (without the background class).
+        ignore_labels: mask values that do not count.
+        background: arguments of `simzss.segmentation.background.Background`.
+        limit: first so many images, null for all.
+    """
+
+    name: str
+    root: str
+    inside: tuple[str, ...]
+    images: str
+    masks: str
+    image_suffix: str
+    mask_suffix: str
+    split: str | None
+    classes: str
+    label_offset: int
+    ignore_labels: tuple[int, ...]
+    background: dict
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One photo with its mask (H, W) int64: class indices, 255 where pixels do not count."""
+
+    name: str
+    image: Image.Image
+    mask: Tensor
+
+
+class Benchmark:
+    """A segmentation set on disk.
+
+    Args:
+        config: layout and labels.
+
+    Raises:
+        InputError: folder, split or class file missing; no masks; a photo without a mask or the reverse.
+    """
+
+    def __init__(self, config: BenchmarkConfig) -> None:
+        self.config = config
+        self.root = self._find_root()
+        self.class_groups = self._read_classes()
+        self.names = self._read_names()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of mask classes, background included where the set has one."""
+        return len(self.class_groups) + (self.config.background.get("kind", "none") != "none")
+
+    def image_path(self, name: str) -> Path:
+        """Path of a photo."""
+        return self.root / self.config.images / f"{name}{self.config.image_suffix}"
+
+    def mask_path(self, name: str) -> Path:
+        """Path of a mask."""
+        return self.root / self.config.masks / f"{name}{self.config.mask_suffix}"
+
+    def __getitem__(self, index: int) -> Example:
+        name = self.names[index]
+        try:
+            image = Image.open(self.image_path(name)).convert("RGB")
+            # Index masks are palette or grey images: never convert, the stored value is the label.
+            labels = np.asarray(Image.open(self.mask_path(name))).astype(np.int64)
+        except OSError as error:
+            raise InputError(f"benchmark {self.config.name}: {error}") from error
+        if labels.shape != (image.height, image.width):
+            raise InputError(f"{self.mask_path(name)} is {labels.shape}, its photo {(image.height, image.width)}")
+        return Example(name, image, torch.from_numpy(self._map(labels, name)))
+
+    def _map(self, labels: np.ndarray, name: str) -> np.ndarray:
+        ignored = np.isin(labels, self.config.ignore_labels)
+        mapped = labels + self.config.label_offset
+        outside = ~ignored & ((mapped < 0) | (mapped >= self.num_labels))
+        if outside.any():
+            raise InputError(f"{self.mask_path(name)} has label {int(labels[outside][0])}, which is none of the "
+                             f"{self.num_labels} classes of {self.config.name}")  # fmt: skip
+        mapped[ignored] = IGNORE
+        return mapped
+
+    def _find_root(self) -> Path:
+        root = Path(self.config.root)
+        if not root.is_dir():
+            raise InputError(f"benchmark.root={root} is no folder")
+        for candidate in (root, *(root / inside for inside in self.config.inside)):
+            if (candidate / self.config.images).is_dir() and (candidate / self.config.masks).is_dir():
+                return candidate
+        raise InputError(f"benchmark.root={root} is not the {self.config.name} layout: it needs "
+                         f"{self.config.images} and {self.config.masks}")  # fmt: skip
+
+    def _read_classes(self) -> tuple[tuple[str, ...], ...]:
+        name = self.config.classes
+        path = self.root / name if name.startswith("./") else CONF_DIR / name
+        return tuple((entry.name, *entry.synonyms) for entry in read_entries(path))
+
+    def _read_names(self) -> list[str]:
+        config = self.config
+        if config.split is not None:
+            path = self.root / config.split
+            if not path.is_file():
+                raise InputError(f"benchmark {config.name}: split {path} does not exist")
+            names = path.read_text(encoding="utf-8").split()
+        else:
+            found = (self.root / config.masks).glob(f"*{config.mask_suffix}")
+            names = sorted(path.name.removesuffix(config.mask_suffix) for path in found)
+        names = names[: config.limit]
+        if not names:
+            raise InputError(f"benchmark {config.name}: no masks in {self.root / config.masks}")
+        for path_of in (self.image_path, self.mask_path):
+            missing = [name for name in names if not path_of(name).is_file()]
+            if missing:
+                raise InputError(f"benchmark {config.name}: {path_of(missing[0])} does not exist "
+                                 f"({len(missing)} of {len(names)} missing)")  # fmt: skip
+        return names

@@ -1,0 +1,30 @@
+"""Errors that a user causes, and how every program ends on one."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(Exception):
+    """Bad input: the message is one line that names the file, key or value at fault."""
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Phrase to append to an error about an unknown name: the nearest known names, or all of a short list."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.4)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"known: {', '.join(names)}"
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Call `main`; an `InputError` becomes one line on stderr and exit code 2, an interrupt exit code 130."""
+    try:
+        main()
+    except InputError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

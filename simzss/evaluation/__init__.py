@@ -1,0 +1,1 @@
+"""Measuring: confusion matrix, benchmarks, reports."""

@@ -1,0 +1,70 @@
+"""The field's segmentation metric: one confusion matrix over the whole data set."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ConfusionMatrix(Metric):
+    """Integer confusion matrix of pixels; exact, order-free, summed over processes.
+
+    `matrix[t, p]` counts pixels of class t that were labelled p. mIoU is the mean over classes that occur in truth
+    or prediction... of the data set, each counted once, not per image (Everingham et al. 2010).
+
+    Args:
+        num_classes: K.
+        ignore_index: label of pixels that do not count.
+    """
+
+    matrix: Tensor
+    full_state_update = False
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("matrix", default=zeros, dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add pixels: integer labels of any equal shape; predictions in 0..K-1, targets there or `ignore_index`.
+
+        Raises:
+            ValueError: a label outside.
+        """
+        counted = target != self.ignore_index
+        target, prediction = target[counted].long(), prediction[counted].long()
+        for name, values in (("target", target), ("prediction", prediction)):
+            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
+                raise ValueError(
+                    f"{name} label outside 0..{self.num_classes - 1}: {int(values.min())}..{int(values.max())}"
+                )
+        flat = torch.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
+        self.matrix += flat.view(self.num_classes, self.num_classes)
+
+    def compute(self) -> Tensor:
+        """The (K, K) matrix."""
+        return self.matrix
+
+
+def scores(matrix: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """mIoU, pixel accuracy and IoU per class, in per cent, of a (K, K) confusion matrix.
+
+    IoU of a class = true positives / (truth + prediction - true positives). A class without a pixel in truth and
+    prediction has no IoU (None) and is left out of the mean.
+    """
+    counts = matrix.double()
+    hit = counts.diag()
+    union = counts.sum(dim=0) + counts.sum(dim=1) - hit
+    iou = 100 * hit / union  # 0 / 0 = nan marks absent classes
+    occurs = union > 0
+    return {
+        "mIoU": float(iou[occurs].mean()) if occurs.any() else None,
+        "aAcc": float(100 * hit.sum() / counts.sum()) if counts.sum() > 0 else None,
+        "per_class": {
+            name: float(value) if present else None
+            for name, value, present in zip(class_names, iou, occurs.tolist(), strict=True)
+        },
+    }

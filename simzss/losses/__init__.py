@@ -1,0 +1,1 @@
+"""Both losses of SimZSS as pure functions of features."""

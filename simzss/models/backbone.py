@@ -1,0 +1,197 @@
+"""The frozen vision backbone: any timm model as class token + patch grid. The only timm import."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from simzss.errors import InputError, nearest
+from simzss.models.dense import dense_last_block, supports_dense
+from simzss.models.features import ImageFeatures
+
+FEATURES = ("last", "value", "self")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class Backbone(nn.Module):
+    """A frozen timm model with its own normalisation, patch size and token layout.
+
+    Args:
+        name: our name of it; `weights=FOLDER` looks for a file of this name.
+        timm_name: timm's name, tag included.
+        weights: local file (.safetensors, .pth, .pt, .bin) or a folder that holds `<name>.<suffix>`;
+            None fetches timm's from the hub; `random` leaves it untrained (tests, timing).
+        features: patch features: `last` (output of the last block), or for standard ViTs `value` / `self`
+            (see `simzss.models.dense`).
+        project: apply the model's own head (CLIP's projection into the joint space) to every token.
+        image_size: side of training images in pixels.
+
+    Raises:
+        InputError: unknown name or option, weights that are missing or do not fit, a size it cannot take.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        timm_name: str,
+        weights: str | None = None,
+        features: str = "last",
+        project: bool = False,
+        image_size: int = 224,
+    ) -> None:
+        super().__init__()
+        if features not in FEATURES:
+            raise InputError(f"backbone.features={features} is unknown; {nearest(features, FEATURES)}")
+        self.name = name
+        self.features = features
+        self.project = project
+        self.image_size = image_size
+        self.weights_file = find_weights(name, weights)
+        self.model = _create(timm_name, self.weights_file, pretrained=weights != "random", head=project)
+        if features != "last" and not supports_dense(self.model):
+            raise InputError(f"backbone.features={features} needs a standard ViT block; use last for {timm_name}")
+        data = resolve_model_data_config(self.model)
+        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
+        self.stride = _stride(self.model)
+        self.check_size(image_size, image_size)
+        self.model.requires_grad_(False)
+        self.eval()
+        self.width = self._probe_width()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode: a frozen backbone has no dropout and no running statistics."""
+        return super().train(False)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse an image size that is not a multiple of the stride.
+
+        Raises:
+            InputError: names the size, the stride and the nearest sizes.
+        """
+        for value in (height, width):
+            if value < self.stride or value % self.stride:
+                lower = max(self.stride, value // self.stride * self.stride)
+                raise InputError(f"image size {value} does not fit backbone {self.name}: sides must be multiples of "
+                                 f"{self.stride}, such as {lower} or {lower + self.stride}")  # fmt: skip
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """Features of images.
+
+        Args:
+            images: (B, 3, H, W), uint8 in 0..255 or float in 0..1; H and W multiples of `stride`.
+
+        Returns:
+            `cls` (B, D) and `patches` (B, N, D), not normalised.
+        """
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        images = (images.to(self.mean.dtype) / scale - self.mean) / self.std
+        grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
+        cls, patches = self._last(images) if self.features == "last" else self._dense(images)
+        if patches.ndim == 4:  # a map: channels first or last
+            patches = patches if patches.shape[-1] == cls.shape[-1] else patches.permute(0, 2, 3, 1)
+            grid = (patches.shape[1], patches.shape[2])
+            patches = patches.flatten(1, 2)
+        return ImageFeatures(cls, patches, grid)
+
+    def fingerprint(self) -> str:
+        """Short hash of the weights, to tell one set from another."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else b"")
+        return digest.hexdigest()[:16]
+
+    def _last(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.model.forward_features(images)
+        cls = self.model.forward_head(tokens, pre_logits=True)
+        patches = tokens[:, self.model.num_prefix_tokens :] if tokens.ndim == 3 else tokens
+        return (self.model.head(cls), self.model.head(patches)) if self.project else (cls, patches)
+
+    def _dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        model, prefix = self.model, self.model.num_prefix_tokens
+        (tokens,) = model.forward_intermediates(
+            images,
+            indices=[len(model.blocks) - 2],
+            return_prefix_tokens=prefix > 0,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        if prefix > 0:
+            patches, prefix_tokens = tokens
+            tokens = torch.cat([prefix_tokens, patches], dim=1)
+        cls = model.forward_head(model.norm(model.blocks[-1](tokens)), pre_logits=True)
+        patches = model.norm(dense_last_block(model.blocks[-1], tokens, self.features))[:, prefix:]
+        return (model.head(cls), model.head(patches)) if self.project else (cls, patches)
+
+    def _probe_width(self) -> int:
+        try:
+            out = self(torch.zeros(1, 3, self.image_size, self.image_size))
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(f"image size {self.image_size} does not fit backbone {self.name}: {error}") from error
+        if out.cls.shape[-1] != out.patches.shape[-1]:
+            raise InputError(f"backbone {self.name}: class token has {out.cls.shape[-1]} channels, patches have "
+                             f"{out.patches.shape[-1]}; project={self.project} does not suit it")  # fmt: skip
+        return int(out.cls.shape[-1])
+
+
+def find_weights(name: str, weights: str | None) -> Path | None:
+    """The file that `weights` means: itself, or `<name>.<suffix>` in a folder; None for the hub or `random`.
+
+    Raises:
+        InputError: nothing there.
+    """
+    if weights is None or weights == "random":
+        return None
+    path = Path(weights)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"backbone.weights={weights} does not exist")
+    for suffix in _SUFFIXES:
+        if (candidate := path / f"{name}{suffix}").is_file():
+            return candidate
+    raise InputError(f"backbone.weights={weights} holds no {name}{{{','.join(_SUFFIXES)}}}")
+
+
+def _create(timm_name: str, file: Path | None, pretrained: bool, head: bool) -> nn.Module:
+    if not timm.is_model(timm_name.partition(".")[0]):
+        raise InputError(f"timm has no model {timm_name!r}; {nearest(timm_name, timm.list_models())}")
+    options: dict = {"pretrained": pretrained} | ({} if head else {"num_classes": 0})
+    if file is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    try:
+        try:
+            return timm.create_model(timm_name, dynamic_img_size=True, **options)
+        except TypeError:  # not a ViT: takes any size as it is
+            return timm.create_model(timm_name, **options)
+    except Exception as error:
+        # Reading strangers' weights fails in as many ways as there are formats; each must end as one clear line.
+        reason = " ".join(str(error).split())
+        if file is not None:
+            raise InputError(f"weights {file} do not fit {timm_name}: {reason[:300]}") from error
+        if pretrained:
+            raise InputError(f"weights of {timm_name} cannot be fetched from the hub ({reason[:120]}); "
+                             "give backbone.weights=FILE") from error  # fmt: skip
+        raise
+
+
+def _stride(model: nn.Module) -> int:
+    patch_embed = getattr(model, "patch_embed", None)
+    if (
+        patch_embed is not None
+        and hasattr(patch_embed, "patch_size")
+        and getattr(model, "num_prefix_tokens", None) is not None
+    ):
+        return int(patch_embed.patch_size[0])
+    return int(model.feature_info[-1]["reduction"])

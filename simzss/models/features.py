@@ -1,0 +1,22 @@
+"""What the two towers give."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class ImageFeatures:
+    """Features of B images: `cls` (B, D), `patches` (B, N, D) in row-major order of `grid` = (h, w), N = h * w."""
+
+    cls: Tensor
+    patches: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass
+class TextFeatures:
+    """Features of B texts of L tokens: sentence `pooled` (B, D) and per-token `tokens` (B, L, D)."""
+
+    pooled: Tensor
+    tokens: Tensor

@@ -1,0 +1,141 @@
+"""The model folder: `config.json` + `model.safetensors` (+ `tokenizer/`), written by training, read by everything else.
+
+The folder holds what was trained and the whole text encoder. The backbone is named, with the hash of its weights:
+it comes from the hub or from a local file, and another one than the text was trained for is refused. Nothing in the
+folder is code, and nothing names code to run.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from simzss import __version__
+from simzss.errors import InputError
+from simzss.models.backbone import Backbone
+from simzss.models.simzss import SimZSS
+from simzss.models.text import rebuild_text_encoder
+
+FORMAT_VERSION = 1
+_BACKBONE_KEYS = ("name", "timm_name", "weights", "features", "project", "image_size")
+
+
+def save_model(model: SimZSS, folder: Path, backbone: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write a model folder; its parts are complete before `config.json`, the last one, appears.
+
+    Args:
+        model: trained.
+        folder: made if missing; files of an earlier model in it are replaced.
+        backbone: the arguments that `model.backbone` was built with.
+        settings: defaults for use, such as `readout`, and where the model comes from; plain JSON values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config_path = folder / "config.json"
+    config_path.unlink(missing_ok=True)
+    tokenizer = None
+    if model.text_encoder.pooling != "eot":
+        model.text_encoder.tokenizer.save_pretrained(str(folder / "tokenizer"))
+        tokenizer = "tokenizer"
+    named = {key: backbone[key] for key in _BACKBONE_KEYS}
+    if model.backbone.weights_file is not None:
+        named["weights"] = str(model.backbone.weights_file.resolve())
+    config = {
+        "format_version": FORMAT_VERSION,
+        "simzss": __version__,
+        "backbone": named | {"fingerprint": model.backbone.fingerprint()},
+        "feature_norm": model.feature_norm.mode,
+        "text": model.text_encoder.architecture | {"tokenizer": tokenizer},
+        "settings": dict(settings),
+    }
+    save_file({name: value.contiguous() for name, value in _saved_state(model).items()}, folder / "model.safetensors")
+    config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_model(source: str | Path, backbone_weights: str | None = None) -> tuple[SimZSS, dict[str, Any]]:
+    """Read a model folder, or the hub repository `owner/name`.
+
+    Args:
+        source: folder or repository.
+        backbone_weights: local file or folder for the backbone, where the recorded place does not hold it.
+
+    Returns:
+        The model, in evaluation mode on the CPU, and its `settings`.
+
+    Raises:
+        InputError: no model folder, one of another format version, parts that do not fit, another backbone.
+    """
+    folder = _resolve(source)
+    config = _read_config(folder)
+    try:
+        spec = {key: config["backbone"][key] for key in _BACKBONE_KEYS}
+        fingerprint, text, mode = config["backbone"]["fingerprint"], config["text"], config["feature_norm"]
+        settings = dict(config["settings"])
+        tokenizer_name = text["tokenizer"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'} lacks {error}") from error
+    if backbone_weights is not None:
+        spec["weights"] = backbone_weights
+    elif spec["weights"] not in (None, "random") and not Path(spec["weights"]).exists():
+        raise InputError(f"backbone weights {spec['weights']} of model {folder} are not there: "
+                         "give backbone.weights=FILE")  # fmt: skip
+    backbone = Backbone(**spec)
+    if spec["weights"] != "random" and backbone.fingerprint() != fingerprint:
+        raise InputError(
+            f"backbone weights {spec['weights'] or 'from the hub'} are not those that {folder} was trained with"
+        )
+    tokenizer_dir = folder / "tokenizer" if tokenizer_name is not None else None
+    model = SimZSS(backbone, rebuild_text_encoder(text, backbone.width, tokenizer_dir), mode)
+    _load_state(model, folder / "model.safetensors")
+    return model.eval(), settings
+
+
+def _saved_state(model: SimZSS) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if not name.startswith("backbone.")}
+
+
+def _load_state(model: SimZSS, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    expected = _saved_state(model)
+    wrong = sorted(set(state) ^ set(expected))
+    wrong += [name for name in state if name in expected and state[name].shape != expected[name].shape]
+    if wrong:
+        raise InputError(f"{path} does not fit its config.json: {', '.join(wrong[:3])}")
+    model.load_state_dict(state, strict=False)
+
+
+def _resolve(source: str | Path) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if isinstance(source, str) and len(folder.parts) == 2 and not folder.exists() and not source.startswith("."):
+        from huggingface_hub import snapshot_download
+
+        try:
+            allowed = ["config.json", "model.safetensors", "tokenizer/*.json", "tokenizer/*.txt"]
+            return Path(snapshot_download(source, allow_patterns=allowed))
+        except Exception as error:
+            # Offline, private, missing: the hub client has a type for each, and all mean the same here.
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"model={source} is no folder and cannot be fetched from the hub: {reason}") from error
+    raise InputError(f"model={source} does not exist")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is no model folder: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}")
+    return config

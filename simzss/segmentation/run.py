@@ -1,0 +1,74 @@
+"""`simzss segment`: label photo files with the user's words."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from PIL import Image
+
+from simzss import config as conf
+from simzss.errors import InputError
+from simzss.segmentation.background import Background
+from simzss.segmentation.segmenter import Protocol, Segmenter
+from simzss.visualize import index_mask, overlay
+
+
+def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
+    """Write `<stem>_overlay.png` and `<stem>_mask.png` for each image; yields their paths.
+
+    Raises:
+        InputError: no image, one that is missing or unreadable, two of the same name, no classes.
+    """
+    conf.require_complete(config)
+    plain: dict[str, Any] = conf.to_plain(config)
+    classes = parse_classes(plain["classes"])
+    _check_images(images)
+    segmenter = Segmenter.from_pretrained(
+        plain["model"],
+        backbone_weights=plain["backbone"]["weights"],
+        protocol=Protocol(**plain["protocol"]),
+        readout=plain["readout"],
+        precision=plain["precision"],
+    )
+    background = plain["background"] | {"words": tuple(plain["background"]["words"])}
+    segmenter.set_classes(classes, Background(**background))
+    output = Path(plain["output_dir"])
+    output.mkdir(parents=True, exist_ok=True)
+    for path in images:
+        try:
+            image = Image.open(path).convert("RGB")
+        except OSError as error:
+            raise InputError(f"{path} is no readable image: {error}") from error
+        mask = segmenter.predict(image).mask.numpy()
+        drawn = output / f"{path.stem}_overlay.png"
+        overlay(image, mask, segmenter.class_names).save(drawn)
+        yield drawn
+        indices = output / f"{path.stem}_mask.png"
+        index_mask(mask, num_classes=len(segmenter.class_names)).save(indices)
+        yield indices
+
+
+def parse_classes(text: str | list[str]) -> list[list[str]]:
+    """`cat/kitten,dog` -> [[cat, kitten], [dog]]; a list is taken entry by entry.
+
+    Raises:
+        InputError: nothing in it.
+    """
+    entries = text.split(",") if isinstance(text, str) else [str(entry) for entry in text]
+    groups = [[name.strip() for name in entry.split("/")] for entry in entries if entry.strip()]
+    if not groups:
+        raise InputError('classes is empty: give names such as classes="cat,dog"')
+    return groups
+
+
+def _check_images(images: list[Path]) -> None:
+    if not images:
+        raise InputError("no image given: simzss segment IMAGE… model=DIR classes=…")
+    for path in images:
+        if not path.is_file():
+            raise InputError(f"image {path} does not exist")
+    stems = [path.stem for path in images]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise InputError(f"two images are named {twice!r}: their results would overwrite each other")

@@ -1,0 +1,1 @@
+"""The training run: module, optimiser, checkpoints, and the function that starts it."""

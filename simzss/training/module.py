@@ -1,0 +1,178 @@
+"""The LightningModule: one SimZSS step, in the words of the paper. No formula lives here."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from simzss.data.batch import Batch
+from simzss.data.datamodule import CaptionDataModule
+from simzss.distributed import rank, world_size
+from simzss.errors import InputError, nearest
+from simzss.losses.concept import TARGETS, concept_loss, global_prototypes
+from simzss.losses.contrastive import contrastive_loss
+from simzss.models.features import ImageFeatures, TextFeatures
+from simzss.models.pooling import similarity_pool
+from simzss.models.simzss import SimZSS
+from simzss.training.optim import build_optimizer, warmup_cosine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """`conf/loss`: weight of the concept loss (0: LiT), its target, both temperatures."""
+
+    concept_weight: float
+    target: str
+    concept_temperature: float
+    pool_temperature: float
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise InputError(f"loss.target={self.target} is unknown; {nearest(self.target, TARGETS)}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """`conf/optim`: AdamW and its schedule; `warmup` is a share of all steps."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    warmup: float
+
+
+class SimZSSModule(pl.LightningModule):
+    """Trains the text encoder of a `SimZSS` model.
+
+    Args:
+        model: what learns.
+        num_concepts: K, size of the concept bank (0 without one).
+        loss: weights, target and temperatures.
+        optim: optimiser and schedule.
+        seed: reseeds every epoch, so that a resumed run draws what the uninterrupted one would.
+        micro_batch: images and captions that go through the towers at a time, None for the whole batch. The losses
+            always see the whole batch; the text tower's activations are recomputed chunk by chunk on the way back.
+    """
+
+    def __init__(
+        self,
+        model: SimZSS,
+        num_concepts: int,
+        loss: LossConfig,
+        optim: OptimConfig,
+        seed: int,
+        micro_batch: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.num_concepts = num_concepts
+        self.loss = loss
+        self.optim = optim
+        self.seed = seed
+        self.micro_batch = micro_batch
+        self.strict_loading = False  # checkpoints hold the trainable part; `on_load_checkpoint` checks the names
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step on this rank's B images with their captions and M concept mentions."""
+        self.data.on_skipped(batch.skipped)
+        image = self.encode_image(batch)  # cls (B, D), patches (B, N, D)
+        text = self.encode_text(batch)  # pooled (B, D), tokens (B, L, D)
+
+        # Products of the losses are small; in bf16 their rounding would be the loss's own size.
+        with torch.autocast(self.device.type, enabled=False):
+            # Image and caption as wholes.
+            contrastive = contrastive_loss(image.cls, text.pooled, self.model.logit_scale)
+
+            # Each concept is the sum of its phrases in all captions of all ranks ...
+            spans = (batch.concept_image, batch.concept_start, batch.concept_end, batch.concept_id)
+            sums = self.model.concept_sums(text.tokens, *spans, self.num_concepts)  # (K, D)
+            prototypes, present = global_prototypes(sums, batch.concept_id)  # (K, D), (K,)
+
+            # ... pools the patches that look like it ...
+            queries = prototypes[batch.concept_id]  # (M, D)
+            pooled = similarity_pool(queries, image.patches[batch.concept_image], self.loss.pool_temperature)  # (M, D)
+
+            # ... and what it pooled is told from the other concepts.
+            concept = concept_loss(
+                pooled, prototypes, present, batch.concept_id, self.loss.concept_temperature, self.loss.target
+            )
+            loss = contrastive + self.loss.concept_weight * concept
+
+        self._log(loss, contrastive, concept, batch)
+        return loss
+
+    def encode_image(self, batch: Batch) -> ImageFeatures:
+        """L2-normalised image features, from the cache where the batch brings them."""
+        if batch.features is not None:
+            return self.model.feature_norm(batch.features)
+        assert batch.image is not None
+        chunks = [self.model.encode_image(images) for images in batch.image.split(self.micro_batch or len(batch))]
+        return ImageFeatures(
+            torch.cat([chunk.cls for chunk in chunks]), torch.cat([chunk.patches for chunk in chunks]), chunks[0].grid
+        )
+
+    def encode_text(self, batch: Batch) -> TextFeatures:
+        """Text features of the whole batch, chunk by chunk where memory asks for it."""
+        if self.micro_batch is None or self.micro_batch >= len(batch):
+            return self.model.encode_text(batch.input_ids, batch.attention_mask)
+        chunks = [
+            checkpoint(self.model.encode_text, ids, mask, use_reentrant=False)
+            for ids, mask in zip(
+                batch.input_ids.split(self.micro_batch), batch.attention_mask.split(self.micro_batch), strict=True
+            )
+        ]
+        return TextFeatures(torch.cat([c.pooled for c in chunks]), torch.cat([c.tokens for c in chunks]))
+
+    @property
+    def data(self) -> CaptionDataModule:
+        """The data module of the run."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, CaptionDataModule)
+        return data
+
+    def on_fit_start(self) -> None:
+        """Fit the feature statistics, unless a checkpoint brought them."""
+        if self.trainer.ckpt_path is None:
+            with torch.no_grad():
+                self.model.feature_norm.fit(self.data.feature_batches(self.device))
+
+    def on_train_epoch_start(self) -> None:
+        """Make the epoch's random draws (dropout) a function of seed, epoch and rank."""
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 65_537 + rank())
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine over the steps that the trainer will make."""
+        optim = self.optim
+        optimizer = build_optimizer(self.parameters(), optim.lr, optim.betas, optim.eps, optim.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(optim.warmup * total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trainable part only: a frozen backbone has no place in a checkpoint."""
+        return {f"model.{name}": value for name, value in self.model.trainable_state().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model: Lightning itself does not check a partial state."""
+        expected, found = set(self.state_dict()), set(checkpoint["state_dict"])
+        if expected != found:
+            surplus, missing = sorted(found - expected)[:3], sorted(expected - found)[:3]
+            raise InputError(f"checkpoint does not fit this model: surplus {surplus}, missing {missing}")
+
+    def _log(self, loss: Tensor, contrastive: Tensor, concept: Tensor, batch: Batch) -> None:
+        size = len(batch)
+        values = {"train/loss": loss, "train/loss_contrastive": contrastive, "train/loss_concept": concept}
+        self.log_dict(values, batch_size=size, sync_dist=world_size() > 1)
+        self.log("train/loss", loss, prog_bar=True, logger=False, batch_size=size)
+        self.log("train/concepts_per_image", len(batch.concept_id) / size, batch_size=size)
+        self.log("train/logit_scale", self.model.logit_scale.exp().clamp(max=100.0), batch_size=size)
+        (schedule,) = [self.lr_schedulers()]
+        self.log("lr", schedule.get_last_lr()[0], batch_size=size)  # type: ignore[union-attr]

@@ -1,0 +1,159 @@
+"""A training run, from its configuration to a model folder."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from simzss import config as conf
+from simzss.concepts.bank import ConceptBank, read_entries
+from simzss.data.batch import summarise_skipped
+from simzss.data.datamodule import CaptionDataModule
+from simzss.distributed import rank
+from simzss.errors import InputError
+from simzss.models.backbone import Backbone
+from simzss.models.folder import save_model
+from simzss.models.simzss import SimZSS
+from simzss.models.text import build_text_encoder
+from simzss.precision import best_device, resolve_precision
+from simzss.training.module import LossConfig, OptimConfig, SimZSSModule
+from simzss.training.validation import ZeroShotValidation
+
+log = logging.getLogger(__name__)
+
+
+def build_model(backbone: Mapping[str, Any], text: Mapping[str, Any], seed: int) -> SimZSS:
+    """The model before training; equal arguments give equal weights."""
+    pl.seed_everything(seed, workers=True, verbose=False)
+    spec = dict(backbone)
+    feature_norm = spec.pop("feature_norm")
+    frozen = Backbone(**spec)
+    options = dict(text)
+    return SimZSS(frozen, build_text_encoder(options.pop("kind"), frozen.width, **options), feature_norm)
+
+
+def build_bank(concepts: Mapping[str, Any]) -> ConceptBank:
+    """The concept bank that `conf/concepts` describes, without the classes of the excluded benchmarks."""
+    path = conf.find_file(str(concepts["bank"]))
+    excluded: list[str] = []
+    for name in concepts["exclude"]:
+        classes = conf.find_file(str(conf.load_choice("benchmark", name)["classes"]))
+        excluded += [word for entry in read_entries(classes) for word in (entry.name, *entry.synonyms)]
+    bank = ConceptBank.from_file(path, excluded, bool(concepts["surface_forms"]))
+    log.info("concept bank %s: %d concepts", path.name, len(bank))
+    return bank
+
+
+def train(config: DictConfig) -> Path:
+    """Train as configured; returns the model folder.
+
+    The output folder gets `config.yaml`, `checkpoints/`, `metrics.csv`, `tensorboard/` and `model/`.
+
+    Raises:
+        InputError: anything wrong with the configuration or the data, before training starts.
+    """
+    conf.require_complete(config)
+    plain: dict[str, Any] = conf.to_plain(config)
+    output = Path(plain["output_dir"])
+    resume = _find_checkpoint(plain["resume"], output)
+    if resume is None and (output / "metrics.csv").exists():
+        raise InputError(f"output_dir={output} holds a run already: give another one, or resume=last")
+    _quiet_libraries()
+
+    precision = resolve_precision(plain["trainer"]["precision"], _target_device(plain["trainer"]["accelerator"]))
+    model = build_model(plain["backbone"], plain["text"], plain["seed"])
+    bank = build_bank(plain["concepts"])
+    data = CaptionDataModule(model, bank, **plain["data"], seed=plain["seed"], precision=precision)
+    module = SimZSSModule(
+        model,
+        len(bank),
+        LossConfig(**plain["loss"]),
+        OptimConfig(**{**plain["optim"], "betas": tuple(plain["optim"]["betas"])}),
+        plain["seed"],
+        plain["trainer"]["micro_batch"],
+    )
+    validation = ZeroShotValidation.from_config(plain["validation"], plain["protocol"], precision)
+    if rank() == 0:
+        conf.save(config, output / "config.yaml")
+    trainer = build_trainer(plain["trainer"], output, precision, [validation] if validation is not None else [])
+    trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
+
+    folder = output / "model"
+    if trainer.is_global_zero:
+        settings = {
+            "readout": "sentence" if plain["loss"]["concept_weight"] == 0 else "concept",
+            "untrained": {key: plain[key] for key in ("backbone", "text", "seed")},
+            "steps": trainer.global_step,
+        }
+        save_model(model, folder, plain["backbone"], settings)
+        if data.skipped:
+            log.warning("%s", summarise_skipped(data.skipped))
+            records = [{"key": record.key, "reason": record.reason} for record in data.skipped]
+            (output / "skipped.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    trainer.strategy.barrier()
+    return folder
+
+
+def build_trainer(options: Mapping[str, Any], output: Path, precision: str, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's trainer: any device, DDP when there are several, CSV and TensorBoard logs, checkpoints by epoch."""
+    checkpoints = ModelCheckpoint(
+        dirpath=output / "checkpoints",
+        filename="epoch{epoch}",
+        auto_insert_metric_name=False,
+        every_n_epochs=options["checkpoint_every_n_epochs"],
+        save_top_k=1,
+        monitor=None,
+        save_last=True,
+        save_on_train_epoch_end=True,
+    )
+    bar = [TQDMProgressBar(refresh_rate=10)] if options["progress_bar"] else []
+    return pl.Trainer(
+        accelerator=options["accelerator"],
+        devices=options["devices"],
+        num_nodes=options["num_nodes"],
+        strategy="auto" if options["devices"] in (1, "auto") and torch.cuda.device_count() < 2 else "ddp",
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=options["epochs"],
+        max_steps=options["max_steps"],
+        logger=[
+            CSVLogger(output, name="", version=""),
+            TensorBoardLogger(output, name="", version="tensorboard"),
+        ],
+        callbacks=[checkpoints, *bar, *callbacks],
+        log_every_n_steps=options["log_every_n_steps"],
+        enable_progress_bar=bool(options["progress_bar"]),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        gradient_clip_val=None,
+    )
+
+
+def _target_device(accelerator: str) -> torch.device:
+    return torch.device("cpu") if accelerator == "cpu" else best_device()
+
+
+def _find_checkpoint(resume: str | None, output: Path) -> Path | None:
+    if resume is None:
+        return None
+    path = output / "checkpoints" / "last.ckpt" if resume == "last" else Path(resume)
+    if not path.is_file():
+        raise InputError(f"resume={resume}: {path} does not exist")
+    return path
+
+
+def _quiet_libraries() -> None:
+    """Hide what Lightning says of choices that are ours on purpose."""
+    for text in (".*does not have many workers.*", ".*IterableDataset.*__len__.*", ".*srun.*", ".*treespec.*",
+                 ".*litlogger.*", ".*Checkpoint directory.*", ".*Experiment logs directory.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", text)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
