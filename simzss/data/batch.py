@@ -27,13 +27,15 @@ class EncodedCaption:
 class Batch:
     """B images with a caption each.
 
-    Either `image` (B, 3, H, W) uint8 or `features` (raw, from the cache) is given. Concepts are ragged: M mentions
-    with their caption's row, concept id and half-open token range. `skipped` lists what could not be read on the way.
+    Either `image` (B, 3, H, W) uint8 or `features` (unit vectors, from the cache) is given. Concepts are ragged: M
+    mentions with their caption's row, their running number in it, concept id and half-open token range. `skipped`
+    lists what could not be read on the way.
     """
 
     input_ids: Tensor  # (B, L)
     attention_mask: Tensor  # (B, L)
     concept_image: Tensor  # (M,)
+    concept_slot: Tensor  # (M,)
     concept_id: Tensor  # (M,)
     concept_start: Tensor  # (M,)
     concept_end: Tensor  # (M,)
@@ -123,9 +125,11 @@ def collate(
     for row, caption in enumerate(captions):
         input_ids[row, : len(caption.input_ids)] = torch.tensor(caption.input_ids)
         attention_mask[row, : len(caption.input_ids)] = 1
-    flat = [(row, *concept) for row, caption in enumerate(captions) for concept in caption.concepts]
-    rows, ids, starts, ends = torch.tensor(flat, dtype=torch.long).reshape(-1, 4).unbind(1)
-    return Batch(input_ids, attention_mask, rows, ids, starts, ends, image, features, tuple(skipped))
+    flat = [
+        (row, slot, *concept) for row, caption in enumerate(captions) for slot, concept in enumerate(caption.concepts)
+    ]
+    rows, slots, ids, starts, ends = torch.tensor(flat, dtype=torch.long).reshape(-1, 5).unbind(1)
+    return Batch(input_ids, attention_mask, rows, slots, ids, starts, ends, image, features, tuple(skipped))
 
 
 def summarise_skipped(skipped: Iterable[Skipped], examples: int = 3) -> str:

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from simzss.concepts.concept import Caption
 from simzss.errors import InputError
+from simzss.models.feature_norm import FeatureNorm
 from simzss.models.features import ImageFeatures
 
 
 @dataclass
 class FeatureSet:
-    """Raw features of n images with all their captions.
+    """Features of n images with all their captions.
 
-    `cls` (n, D) and `patches` (n, N, D) in the dtype of the backbone's run; `captions[i]` belongs to row i.
+    `cls` (n, D) and `patches` (n, N, D) in the dtype of the backbone's run, raw until `normalise`; `captions[i]`
+    belongs to row i.
     """
 
     cls: Tensor
@@ -32,6 +34,16 @@ class FeatureSet:
     def rows(self, indices: Tensor) -> ImageFeatures:
         """Features of some images."""
         return ImageFeatures(self.cls[indices], self.patches[indices], self.grid)
+
+    @torch.no_grad()
+    def normalise(self, norm: FeatureNorm, block: int = 64) -> None:
+        """Replace the raw features by the unit vectors of `norm`, in place."""
+        device = norm.patch_mean.device
+        for rows in torch.arange(len(self)).split(block):
+            raw = self.rows(rows)
+            unit = norm(ImageFeatures(raw.cls.to(device), raw.patches.to(device), self.grid))
+            self.cls[rows] = unit.cls.to("cpu", self.cls.dtype)
+            self.patches[rows] = unit.patches.to("cpu", self.patches.dtype)
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write one safetensors file; whole or not at all."""

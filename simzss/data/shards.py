@@ -73,7 +73,7 @@ def expand_shards(pattern: str | Sequence[str]) -> list[str]:
     paths: list[str] = []
     for entry in [pattern] if isinstance(pattern, str) else list(pattern):
         for part in braceexpand.braceexpand(entry):
-            found = sorted(glob.glob(part))  # noqa: PTH207 - absolute patterns, which Path.glob refuses
+            found = sorted(glob.glob(part, recursive=True))  # noqa: PTH207 - absolute patterns, which Path.glob refuses
             if not found:
                 raise InputError(f"data.shards={part} matches no file")
             paths.extend(found)

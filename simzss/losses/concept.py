@@ -46,7 +46,7 @@ def concept_loss(
     logits = (pooled_patches @ prototypes.T) / temperature
     logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
     label = concept_id if target == "concept" else logits.argmax(dim=-1)
-    mentions = total(torch.tensor(float(len(concept_id)), device=logits.device)).clamp(min=1)
+    mentions = total(logits.new_tensor(float(len(concept_id)))).clamp(min=1)
     loss = F.cross_entropy(logits, label, reduction="sum") * (world_size() / mentions)
     # A rank without concepts must still take part in the backward pass of the collectives.
     return loss + 0.0 * prototypes.sum()

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -54,7 +55,7 @@ class Backbone(nn.Module):
         self.project = project
         self.image_size = image_size
         self.weights_file = find_weights(name, weights)
-        self.model = _create(timm_name, self.weights_file, pretrained=weights != "random", head=project)
+        self.model: Any = _create(timm_name, self.weights_file, pretrained=weights != "random", head=project)
         if features != "last" and not supports_dense(self.model):
             raise InputError(f"backbone.features={features} needs a standard ViT block; use last for {timm_name}")
         data = resolve_model_data_config(self.model)
@@ -166,7 +167,7 @@ def find_weights(name: str, weights: str | None) -> Path | None:
 def _create(timm_name: str, file: Path | None, pretrained: bool, head: bool) -> nn.Module:
     if not timm.is_model(timm_name.partition(".")[0]):
         raise InputError(f"timm has no model {timm_name!r}; {nearest(timm_name, timm.list_models())}")
-    options: dict = {"pretrained": pretrained} | ({} if head else {"num_classes": 0})
+    options: dict[str, Any] = {"pretrained": pretrained} | ({} if head else {"num_classes": 0})
     if file is not None:
         options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
     logging.getLogger("timm").setLevel(logging.ERROR)
@@ -186,7 +187,7 @@ def _create(timm_name: str, file: Path | None, pretrained: bool, head: bool) -> 
         raise
 
 
-def _stride(model: nn.Module) -> int:
+def _stride(model: Any) -> int:
     patch_embed = getattr(model, "patch_embed", None)
     if (
         patch_embed is not None

@@ -6,6 +6,8 @@ attention, fed by a similarity of the patches among themselves, gives patches th
 ClearCLIP (Lan et al. 2024), both without residual and without MLP.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ def supports_dense(model: nn.Module) -> bool:
     return all(hasattr(attention, part) for part in parts) and hasattr(blocks[-1], "norm1")
 
 
-def dense_last_block(block: nn.Module, tokens: Tensor, mode: str) -> Tensor:
+def dense_last_block(block: Any, tokens: Tensor, mode: str) -> Tensor:
     """Attention part of the last block with the tokens' own similarity in place of query-key.
 
     Args:

@@ -1,6 +1,7 @@
 """Centring and whitening of frozen features with statistics of the training images."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ class _Moments:
 
     def __init__(self, like: Tensor) -> None:
         width = len(like)
-        options = {"dtype": torch.float64, "device": like.device}
+        options: dict[str, Any] = {"dtype": torch.float64, "device": like.device}
         self.images = torch.zeros((), **options)
         self.patches = torch.zeros((), **options)
         self.cls_sum = torch.zeros(width, **options)

@@ -33,17 +33,21 @@ def prototype_sums(phrases: Tensor, concept_id: Tensor, num_concepts: int) -> Te
     return sums.index_add(0, concept_id, phrases)
 
 
-def similarity_pool(queries: Tensor, patches: Tensor, temperature: float) -> Tensor:
+def similarity_pool(queries: Tensor, patches: Tensor, rows: Tensor, slots: Tensor, temperature: float) -> Tensor:
     """Pool the patches that look like the query: softmax over patches of query . patch / temperature.
 
     Args:
         queries: (M, D) L2-normalised.
-        patches: (M, N, D) L2-normalised patches of each query's image.
+        patches: (B, N, D) L2-normalised.
+        rows: (M,) image of each query.
+        slots: (M,) running number of each query among those of its image.
         temperature: of the softmax; 0.1 in the paper.
 
     Returns:
         (M, D) L2-normalised pooled patches.
     """
-    similarity = torch.einsum("md,mnd->mn", queries, patches)
-    attention = torch.softmax(similarity / temperature, dim=-1)
-    return F.normalize(torch.einsum("mn,mnd->md", attention, patches), dim=-1)
+    # One row of slots per image instead of one copy of the image's patches per query.
+    width = int(slots.max()) + 1 if len(slots) else 1
+    table = queries.new_zeros(len(patches), width, queries.shape[-1]).index_put((rows, slots), queries)
+    attention = torch.softmax(table @ patches.transpose(1, 2) / temperature, dim=-1)
+    return F.normalize((attention @ patches)[rows, slots], dim=-1)

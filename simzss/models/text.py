@@ -28,7 +28,7 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Module, tokenizer: PreTrainedTokenizerBase, pooling: str, embed_dim: int, context_length: int
+        self, body: Any, tokenizer: PreTrainedTokenizerBase, pooling: str, embed_dim: int, context_length: int
     ) -> None:
         super().__init__()
         self.body = body

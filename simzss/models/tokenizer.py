@@ -3,8 +3,9 @@
 import gzip
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
 from simzss.errors import InputError
 
@@ -15,11 +16,11 @@ def clip_tokenizer() -> PreTrainedTokenizerBase:
     """CLIP's lower-casing byte-pair tokenizer, built from the vocabulary file inside `open-clip-torch`."""
     file = resources.files("open_clip") / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : _VOCABULARY_SIZE - 512 - 2 + 1]]
+    merges: Any = [tuple(line.split()) for line in lines[1 : _VOCABULARY_SIZE - 512 - 2 + 1]]
     symbols = _byte_symbols()
     vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges)
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges)
 
 
 def directory_tokenizer(path: Path) -> PreTrainedTokenizerBase:

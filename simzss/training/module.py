@@ -97,7 +97,8 @@ class SimZSSModule(pl.LightningModule):
 
             # ... pools the patches that look like it ...
             queries = prototypes[batch.concept_id]  # (M, D)
-            pooled = similarity_pool(queries, image.patches[batch.concept_image], self.loss.pool_temperature)  # (M, D)
+            places = (batch.concept_image, batch.concept_slot)
+            pooled = similarity_pool(queries, image.patches, *places, self.loss.pool_temperature)  # (M, D)
 
             # ... and what it pooled is told from the other concepts.
             concept = concept_loss(
@@ -111,7 +112,8 @@ class SimZSSModule(pl.LightningModule):
     def encode_image(self, batch: Batch) -> ImageFeatures:
         """L2-normalised image features, from the cache where the batch brings them."""
         if batch.features is not None:
-            return self.model.feature_norm(batch.features)
+            cached = batch.features
+            return ImageFeatures(cached.cls.float(), cached.patches.float(), cached.grid)
         assert batch.image is not None
         chunks = [self.model.encode_image(images) for images in batch.image.split(self.micro_batch or len(batch))]
         return ImageFeatures(
@@ -138,10 +140,11 @@ class SimZSSModule(pl.LightningModule):
         return data
 
     def on_fit_start(self) -> None:
-        """Fit the feature statistics, unless a checkpoint brought them."""
+        """Fit the feature statistics, unless a checkpoint brought them; apply them to features that are kept."""
         if self.trainer.ckpt_path is None:
-            with torch.no_grad():
-                self.model.feature_norm.fit(self.data.feature_batches(self.device))
+            self.model.feature_norm.fit(self.data.feature_batches(self.device))
+        if self.data.features is not None:
+            self.data.features.normalise(self.model.feature_norm)
 
     def on_train_epoch_start(self) -> None:
         """Make the epoch's random draws (dropout) a function of seed, epoch and rank."""
@@ -156,7 +159,7 @@ class SimZSSModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable part only: a frozen backbone has no place in a checkpoint."""
         return {f"model.{name}": value for name, value in self.model.trainable_state().items()}
 
@@ -169,9 +172,9 @@ class SimZSSModule(pl.LightningModule):
 
     def _log(self, loss: Tensor, contrastive: Tensor, concept: Tensor, batch: Batch) -> None:
         size = len(batch)
-        values = {"train/loss": loss, "train/loss_contrastive": contrastive, "train/loss_concept": concept}
-        self.log_dict(values, batch_size=size, sync_dist=world_size() > 1)
-        self.log("train/loss", loss, prog_bar=True, logger=False, batch_size=size)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=world_size() > 1)
+        parts = {"train/loss_contrastive": contrastive, "train/loss_concept": concept}
+        self.log_dict(parts, batch_size=size, sync_dist=world_size() > 1)
         self.log("train/concepts_per_image", len(batch.concept_id) / size, batch_size=size)
         self.log("train/logit_scale", self.model.logit_scale.exp().clamp(max=100.0), batch_size=size)
         (schedule,) = [self.lr_schedulers()]

@@ -14,7 +14,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from simzss import config as conf
-from simzss.concepts.bank import ConceptBank, read_entries
+from simzss.concepts.bank import ConceptBank
+from simzss.concepts.leakage import excluded_words
 from simzss.data.batch import summarise_skipped
 from simzss.data.datamodule import CaptionDataModule
 from simzss.distributed import rank
@@ -43,11 +44,7 @@ def build_model(backbone: Mapping[str, Any], text: Mapping[str, Any], seed: int)
 def build_bank(concepts: Mapping[str, Any]) -> ConceptBank:
     """The concept bank that `conf/concepts` describes, without the classes of the excluded benchmarks."""
     path = conf.find_file(str(concepts["bank"]))
-    excluded: list[str] = []
-    for name in concepts["exclude"]:
-        classes = conf.find_file(str(conf.load_choice("benchmark", name)["classes"]))
-        excluded += [word for entry in read_entries(classes) for word in (entry.name, *entry.synonyms)]
-    bank = ConceptBank.from_file(path, excluded, bool(concepts["surface_forms"]))
+    bank = ConceptBank.from_file(path, excluded_words(concepts["exclude"]), bool(concepts["surface_forms"]))
     log.info("concept bank %s: %d concepts", path.name, len(bank))
     return bank
 

@@ -1,0 +1,36 @@
+# The commands of the project; `make` lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := outputs/demo
+
+.PHONY: help setup demo test real-test lint clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	touch $@
+
+setup: $(VENV)/.ready  ## make the virtual environment .venv
+
+demo: $(VENV)/.ready  ## render scenes, train on their captions, segment held-out scenes: outputs/demo/report.html
+	$(BIN)/python -m data_prep.demo output=$(DEMO)
+
+test: $(VENV)/.ready lint  ## lint, types and all tests that need no downloaded data
+	$(BIN)/python -m pytest -m "not real"
+
+real-test: $(VENV)/.ready  ## tests on real photos and weights: SIMZSS_DATA=… SIMZSS_WEIGHTS=… make real-test
+	$(BIN)/python -m pytest -m real
+
+lint: $(VENV)/.ready  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and all outputs
+	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

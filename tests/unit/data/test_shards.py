@@ -1,0 +1,374 @@
+import io
+import json
+import pickle
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from simzss.concepts.concept import Caption, Concept
+from simzss.data.shards import (
+    Sample,
+    Skipped,
+    count_samples,
+    decode_image,
+    expand_shards,
+    parse_sample,
+    read_members,
+    read_shards,
+    shard_order,
+    write_shard,
+)
+from simzss.errors import InputError
+from tests.support.files import PIPELINE, annotation, caption, image_bytes, make_shards, sample, write_tar
+
+GOOD = [("good.png", image_bytes()), ("good.json", annotation())]
+
+
+def read(*paths, **options) -> list[Sample | Skipped]:
+    return list(read_shards([str(path) for path in paths], **options))
+
+
+def reasons(records) -> dict[str, str]:
+    return {record.key: record.reason for record in records if isinstance(record, Skipped)}
+
+
+def keys(records) -> list[str]:
+    return [record.key for record in records if isinstance(record, Sample)]
+
+
+def test_round_trip(tmp_path):
+    samples = [
+        Sample(
+            "000000000",
+            image_bytes(0),
+            "png",
+            (
+                Caption("İstanbul 🐶 dog", (Concept("dog", "dog", 11, 14),)),
+                Caption("two, \"quoted\"\n'lines'", ()),
+            ),
+            "a b/ä.png",
+            17,
+        ),
+        Sample("000000001", image_bytes(1, form="jpeg"), "jpg", (caption("a red bus", "red", "bus"),), "x.JPG", "id"),
+        Sample("000000002", b"any bytes at all", "webp", (caption("a dog"),), "", None),
+    ]
+    write_shard(tmp_path / "s.tar", samples, PIPELINE)
+    assert read(tmp_path / "s.tar") == samples
+
+
+def test_layout_is_what_the_module_says(tmp_path):
+    write_shard(tmp_path / "s.tar", [sample(3)], PIPELINE)
+    with tarfile.open(tmp_path / "s.tar") as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive}
+    assert set(members) == {"000000003.png", "000000003.json"}
+    assert members["000000003.png"] == image_bytes(3)
+    assert json.loads(members["000000003.json"]) == {
+        "format_version": 1,
+        "pipeline": PIPELINE,
+        "file_name": "3.png",
+        "image_id": 3,
+        "captions": [
+            {"text": "dog number 3", "concepts": [{"text": "dog", "lemma": "dog", "start": 0, "end": 3}]},
+        ],
+    }
+
+
+def test_equal_samples_give_equal_bytes(tmp_path, monkeypatch):
+    for name, now in (("a", 1_000_000_000.0), ("b", 1_500_000_000.0)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        write_shard(tmp_path / name, [sample(0), sample(1)], PIPELINE)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    write_shard(tmp_path / "c", [sample(1), sample(0)], PIPELINE)
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("bad.json", annotation())], "no image"),
+        ([("bad.txt", b"a dog"), ("bad.seg.png", image_bytes()), ("bad.json", annotation())], "no image"),
+        ([("bad.png", image_bytes())], "bad annotation"),
+        ([("bad.png", image_bytes()), ("bad.json", b'{"captions":')], "bad annotation"),
+        ([("bad.png", image_bytes()), ("bad.json", b"\xff\xfe\x00")], "bad annotation"),
+        ([("bad.png", image_bytes()), ("bad.json", b"[]")], "bad annotation"),
+        ([("bad.png", image_bytes()), ("bad.json", b"{}")], "format_version"),
+        ([("bad.png", image_bytes()), ("bad.json", annotation(format_version=2))], "format 2"),
+        ([("bad.png", image_bytes()), ("bad.json", annotation(captions=None))], "bad annotation"),
+        ([("bad.png", image_bytes()), ("bad.json", annotation(captions=["a dog"]))], "bad annotation"),
+        ([("bad.png", image_bytes()), ("bad.json", annotation(captions=[{"text": "a dog"}]))], "concepts"),
+        (
+            [("bad.png", image_bytes()), ("bad.json", annotation(captions=[{"text": "a", "concepts": [{}]}]))],
+            "bad annotation",
+        ),
+        ([("bad.png", image_bytes()), ("bad.json", annotation(captions=[]))], "no caption"),
+    ],
+)
+def test_bad_sample_is_passed_on_with_its_reason(tmp_path, members, reason):
+    records = read(write_tar(tmp_path / "s.tar", [*members, *GOOD]))
+    assert keys(records) == ["good"]
+    assert list(reasons(records)) == ["bad"]
+    assert reason in reasons(records)["bad"]
+
+
+def test_sample_without_a_key():
+    assert isinstance(parse_sample({}), Skipped)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no image", image_bytes()[:60], image_bytes(size=(300, 300), form="jpeg")[:3000], b"\x89PNG\r\n\x1a\n" * 9],
+)
+def test_unreadable_image(data):
+    with pytest.raises(ValueError, match="unreadable image"):
+        decode_image(data)
+
+
+# BUG: the reason holds the address of a Python object, different in every run ("<_io.BytesIO object at 0x…>").
+def test_reason_of_an_unreadable_image_is_the_same_in_every_run():
+    with pytest.raises(ValueError, match="unreadable image") as caught:
+        decode_image(b"no image")
+    assert "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "I;16"])
+def test_every_kind_of_image_becomes_rgb(mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (5, 4)).save(buffer, "tiff")
+    decoded = decode_image(buffer.getvalue())
+    assert (decoded.mode, decoded.size) == ("RGB", (5, 4))
+
+
+@pytest.mark.parametrize("cut", [0, 100, 600, 1700, 3000])
+def test_broken_tar_is_reported_and_the_others_are_read(tmp_path, cut):
+    first, second, third = make_shards(tmp_path, [2, 2, 2])
+    whole = Path(second).read_bytes()
+    # A second shard that breaks off: in its first header, its first file, its second file and in its second sample.
+    Path(second).write_bytes(whole[:cut])
+    records = read(first, second, third)
+    assert keys(records)[:2] == ["000000000", "000000001"]
+    assert keys(records)[-2:] == ["000000004", "000000005"]
+    assert any("unreadable tar" in reason and name == Path(second).name for name, reason in reasons(records).items())
+
+
+def test_file_that_is_no_tar_and_missing_file(tmp_path):
+    (shard,) = make_shards(tmp_path, [1])
+    (tmp_path / "text.tar").write_text("no tar " * 500, encoding="utf-8")
+    records = read(tmp_path / "text.tar", tmp_path / "gone.tar", shard)
+    assert keys(records) == ["000000000"]
+    assert set(reasons(records)) == {"text.tar", "gone.tar"}
+
+
+# BUG: a tar that breaks off within a file is reported twice, once under the name "?".
+def test_broken_tar_is_reported_once(tmp_path):
+    (shard,) = make_shards(tmp_path, [2])
+    Path(shard).write_bytes(Path(shard).read_bytes()[:600])
+    assert [record.key for record in read(shard)] == [Path(shard).name]
+
+
+# BUG: the half sample at the end of a truncated tar is completed with files of the next tar: the image of one photo
+# gets the captions of another.
+def test_half_sample_of_a_broken_tar_takes_nothing_from_the_next_tar(tmp_path):
+    for name, color in (("a", "red"), ("b", "blue")):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), color).save(buffer, "png")
+        write_shard(tmp_path / f"{name}.tar", [sample(0, [caption(color)], buffer.getvalue())], PIPELINE)
+    broken = tmp_path / "a.tar"
+    broken.write_bytes(broken.read_bytes()[:1600])  # its JSON file is whole, its image is not
+    seen = [record for record in read(broken, tmp_path / "b.tar") if isinstance(record, Sample)]
+    colors = [(record.captions[0].text, decode_image(record.image).getpixel((0, 0))) for record in seen]
+    assert colors == [("blue", (0, 0, 255))]
+
+
+def test_same_key_in_two_tars_is_two_samples(tmp_path):
+    for name in ("a", "b"):
+        write_shard(tmp_path / f"{name}.tar", [sample(0, [caption(name)])], PIPELINE)
+    records = read(tmp_path / "a.tar", tmp_path / "b.tar", tmp_path / "a.tar")
+    assert [record.captions[0].text for record in records] == ["a", "b", "a"]
+
+
+# BUG: without one readable sample nothing is ever reported: an endless stream of broken shards (their index.json may
+# still count samples) reads for ever instead of telling why.
+def test_broken_tars_are_reported_as_they_are_met(tmp_path):
+    (tmp_path / "broken.tar").write_bytes(b"no tar " * 500)
+
+    def urls():
+        for _ in range(50):
+            yield str(tmp_path / "broken.tar")
+        pytest.fail("50 broken tars were read and none was reported")
+
+    assert isinstance(next(read_shards(urls())), Skipped)
+
+
+class Payload:
+    """Unpickles to a call of `open(path, "w")`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_is_ever_unpickled(tmp_path):
+    trace = tmp_path / "trace"
+    payload = pickle.dumps(Payload(trace))
+    pickle.loads(payload).close()
+    assert trace.exists(), "the payload works"
+    trace.unlink()
+    suffixes = ("pyd", "pickle", "pkl", "pth", "pt", "npy", "npz", "cls", "x.pyd")
+    members = [(f"s.{suffix}", payload) for suffix in suffixes]
+    poisoned = [("t.png", payload), ("t.json", annotation()), ("u.png", image_bytes()), ("u.json", payload)]
+    shard = write_tar(tmp_path / "s.tar", [("s.png", image_bytes()), ("s.json", annotation()), *members, *poisoned])
+    records = read(shard, shuffle=2, seed="s")
+    assert sorted(keys(records)) == ["s", "t"]
+    assert list(reasons(records)) == ["u"]
+    for record in records:
+        if isinstance(record, Sample) and record.key == "t":
+            with pytest.raises(ValueError, match="unreadable image"):
+                decode_image(record.image)
+    (raw, *_) = read_members([str(shard)], pytest.fail)
+    assert raw["pyd"] == payload
+    assert not trace.exists()
+
+
+# BUG: a relative shard name is taken for a URL: a file called "pipe:<command>" runs the command.
+def test_file_name_is_no_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "pipe:touch trace;#.tar", GOOD)
+    assert keys(read(*expand_shards("*.tar"))) == ["good"]
+    assert not (tmp_path / "trace").exists()
+
+
+# BUG: a relative shard name with a colon is taken for a URL.
+def test_file_name_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "run:2.tar", GOOD)
+    assert keys(read(*expand_shards("*.tar"))) == ["good"]
+
+
+def test_shuffle_buffer(tmp_path):
+    shards = make_shards(tmp_path, [5, 5])
+    ordered = keys(read(*shards))
+    assert ordered == [f"{i:09d}" for i in range(10)]
+    orders = {seed: keys(read(*shards, shuffle=10, seed=seed)) for seed in ("a", "b", "c")}
+    assert all(sorted(order) == ordered for order in orders.values())
+    assert len({tuple(order) for order in orders.values()} | {tuple(ordered)}) == 4
+    assert keys(read(*shards, shuffle=10, seed="a")) == orders["a"]
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name in ("b/2.tar", "b/1.tar", "a/1.tar", "a/x.txt", "c/d/1.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("b/1.tar", ["b/1.tar"]),
+        ("b/*.tar", ["b/1.tar", "b/2.tar"]),
+        ("*/*.tar", ["a/1.tar", "b/1.tar", "b/2.tar"]),
+        ("**/1.tar", ["a/1.tar", "b/1.tar", "c/d/1.tar"]),
+        ("{b,a}/*.tar", ["b/1.tar", "b/2.tar", "a/1.tar"]),
+        ("b/{1..2}.tar", ["b/1.tar", "b/2.tar"]),
+        (["c/d/*.tar", "{a,b}/1.tar"], ["c/d/1.tar", "a/1.tar", "b/1.tar"]),
+        ("[ab]/?.tar", ["a/1.tar", "b/1.tar", "b/2.tar"]),
+    ],
+)
+def test_expand_patterns(tree, pattern, expected):
+    assert expand_shards(pattern) == expected
+    absolute = [pattern] if isinstance(pattern, str) else pattern
+    assert expand_shards([f"{tree}/{part}" for part in absolute]) == [f"{tree}/{path}" for path in expected]
+
+
+@pytest.mark.parametrize("pattern", ["d/*.tar", "{a,d}/1.tar", "b/{1..3}.tar", ["a/1.tar", "gone.tar"], ""])
+def test_pattern_without_a_match(tree, pattern):
+    with pytest.raises(InputError, match="no file"):
+        expand_shards(pattern)
+
+
+# BUG: unbalanced braces end in an UnbalancedBracesError.
+@pytest.mark.parametrize("pattern", ["{a,b/*.tar", "a}/*.tar"])
+def test_unbalanced_braces(tree, pattern):
+    with pytest.raises(InputError) as caught:
+        expand_shards(pattern)
+    assert pattern in str(caught.value)
+
+
+# BUG: a path that exists is not found when its name holds brackets.
+@pytest.mark.parametrize("folder", ["run[1]", "[2024] run"])
+def test_path_that_exists_is_no_pattern(tree, folder):
+    (tree / folder).mkdir()
+    (tree / folder / "s.tar").touch()
+    assert expand_shards(f"{folder}/s.tar") == [f"{folder}/s.tar"]
+
+
+URLS = [f"s{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize("consumers", [1, 2, 3, 7])
+def test_every_shard_once_per_pass_over_all_consumers(consumers):
+    streams = [shard_order(URLS, 5, 1, consumer, consumers) for consumer in range(consumers)]
+    shares = [len(URLS[consumer::consumers]) for consumer in range(consumers)]
+    passes = [[list(islice(stream, share)) for stream, share in zip(streams, shares, strict=True)] for _ in range(4)]
+    for dealt in passes:
+        assert sorted(url for share in dealt for url in share) == URLS
+    assert len({str(dealt) for dealt in passes}) == 4, "every pass is another permutation"
+
+
+def test_shard_order_depends_on_seed_and_epoch_only():
+    def order(seed, epoch):
+        return list(islice(shard_order(URLS, seed, epoch, 0, 1), 14))
+
+    assert order(3, 0) == order(3, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (3, 4) for epoch in (0, 1)}) == 4
+
+
+def test_fewer_shards_than_consumers():
+    streams = [list(islice(shard_order(URLS, 5, 1, consumer, 8), 14)) for consumer in range(8)]
+    for stream in streams:
+        assert sorted(stream[:7]) == sorted(stream[7:]) == URLS
+    assert len({tuple(stream) for stream in streams}) > 1
+
+
+def index(folder: Path, content) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "index.json").write_text(text, encoding="utf-8")
+
+
+def test_count_without_index(tmp_path):
+    shards = make_shards(tmp_path / "a", [3, 1]) + make_shards(tmp_path / "b", [2])
+    assert count_samples(shards) == 6
+    told = []
+    assert count_samples(shards[1:], told.append) == 3
+    assert len(told) == 2 and shards[1] in told[0]
+
+
+def test_count_trusts_the_index_and_reads_what_it_does_not_list(tmp_path):
+    shards = make_shards(tmp_path / "a", [3, 1]) + make_shards(tmp_path / "b", [2])
+    index(tmp_path / "a", {"shards": [{"name": "shard-000000.tar", "samples": 1000}]})
+    assert count_samples(shards) == 1000 + 1 + 2
+    assert count_samples(shards[1:]) == 3
+
+
+def test_unreadable_tar_counts_nothing(tmp_path):
+    shards = make_shards(tmp_path, [3])
+    (tmp_path / "bad.tar").write_bytes(b"no tar")
+    assert count_samples([*shards, str(tmp_path / "bad.tar"), str(tmp_path / "gone.tar"), str(tmp_path)]) == 3
+
+
+# BUG: an index.json that this project did not write, or a broken one, ends in a traceback.
+@pytest.mark.parametrize("content", ["{broken", "[]", '{"shards": [{"file": "x.tar"}]}', '{"shards": 3}'])
+def test_foreign_index_is_ignored_or_refused_in_one_line(tmp_path, content):
+    shards = make_shards(tmp_path, [3])
+    index(tmp_path, content)
+    try:
+        assert count_samples(shards) == 3
+    except InputError as error:
+        assert "index.json" in str(error)

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from simzss.evaluation.metrics import ConfusionMatrix, scores
+
+K = 6
+NAMES = tuple(f"class {i}" for i in range(K))
+
+
+def labels(seed: int, shape=(3, 20, 17), classes=range(K), ignore: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Random prediction and target; the prediction is right more often than by chance, some of the target is 255."""
+    rng = np.random.default_rng(seed)
+    target = rng.choice(list(classes), shape)
+    prediction = np.where(rng.random(shape) < 0.5, target, rng.choice(list(classes), shape))
+    return prediction, np.where(rng.random(shape) < ignore, 255, target)
+
+
+def by_hand(prediction: np.ndarray, target: np.ndarray) -> dict:
+    """IoU as intersection over union of pixel sets, class by class."""
+    valid = target != 255
+    ious = []
+    for k in range(K):
+        union = valid & ((prediction == k) | (target == k))
+        intersection = valid & (prediction == k) & (target == k)
+        ious.append(100 * intersection.sum() / union.sum() if union.any() else None)
+    present = [iou for iou in ious if iou is not None]
+    return {
+        "mIoU": sum(present) / len(present),
+        "aAcc": 100 * (prediction == target)[valid].mean(),
+        "per_class": dict(zip(NAMES, ious, strict=True)),
+    }
+
+
+def measured(*pairs: tuple[np.ndarray, np.ndarray]) -> ConfusionMatrix:
+    metric = ConfusionMatrix(K)
+    for prediction, target in pairs:
+        metric.update(torch.from_numpy(prediction), torch.from_numpy(target))
+    return metric
+
+
+def approximately(found: dict, expected: dict) -> bool:
+    same = {key: found[key] == pytest.approx(expected[key], rel=1e-12) for key in ("mIoU", "aAcc")}
+    return all(same.values()) and found["per_class"] == pytest.approx(expected["per_class"], rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_against_pixel_sets(seed):
+    prediction, target = labels(seed)
+    assert approximately(scores(measured((prediction, target)).compute(), NAMES), by_hand(prediction, target))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_miou_against_torchmetrics(seed):
+    prediction, target = labels(seed, classes=range(K) if seed < 3 else (0, 2, 3))
+    reference = MulticlassJaccardIndex(K, average="macro", ignore_index=255)
+    reference.update(torch.from_numpy(prediction), torch.from_numpy(target))
+    found = scores(measured((prediction, target)).compute(), NAMES)["mIoU"]
+    assert found == pytest.approx(100 * float(reference.compute()), rel=1e-5)
+
+
+def test_rows_are_truth_and_columns_prediction():
+    prediction, target = np.array([[1, 1, 2, 0]]), np.array([[0, 1, 0, 255]])
+    expected = torch.zeros(K, K, dtype=torch.int64)
+    expected[0, 1] = expected[1, 1] = expected[0, 2] = 1
+    assert torch.equal(measured((prediction, target)).compute(), expected)
+
+
+def test_images_add_up_in_any_order_and_none_counts_more_than_its_pixels():
+    pairs = [labels(0, (1, 30, 30)), labels(1, (1, 5, 4)), labels(2, (1, 9, 9))]
+    one, two = measured(*pairs), measured(*reversed(pairs))
+    assert torch.equal(one.compute(), two.compute())
+    flat = [np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1)]
+    assert approximately(scores(one.compute(), NAMES), by_hand(*flat))
+
+
+def test_absent_class_has_no_iou_and_no_part_in_the_mean():
+    prediction, target = labels(3, classes=(0, 2, 4))
+    found = scores(measured((prediction, target)).compute(), NAMES)
+    assert [found["per_class"][NAMES[k]] is None for k in range(K)] == [False, True, False, True, False, True]
+    present = [value for value in found["per_class"].values() if value is not None]
+    assert found["mIoU"] == pytest.approx(sum(present) / 3)
+
+
+def test_class_that_is_only_predicted_or_only_there_counts_as_zero():
+    found = scores(measured((np.array([0, 0, 1]), np.array([0, 2, 0]))).compute(), NAMES)
+    assert found["per_class"] == {NAMES[0]: pytest.approx(100 / 3), NAMES[1]: 0, NAMES[2]: 0} | dict.fromkeys(NAMES[3:])
+    assert found["mIoU"] == pytest.approx(100 / 9)
+
+
+def test_class_predicted_only_where_pixels_do_not_count_is_absent():
+    found = scores(measured((np.array([0, 5]), np.array([0, 255]))).compute(), NAMES)
+    assert found["per_class"][NAMES[5]] is None
+    assert found["mIoU"] == found["aAcc"] == 100
+
+
+def test_nothing_counted():
+    metric = measured((np.array([0, 5]), np.array([255, 255])))
+    assert scores(metric.compute(), NAMES) == {"mIoU": None, "aAcc": None, "per_class": dict.fromkeys(NAMES)}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "says"),
+    [
+        ([0, 1], [0, K], "target"),
+        ([0, 1], [-1, 0], "target"),
+        ([0, 1], [254, 0], "target"),
+        ([0, K], [0, 1], "prediction"),
+        ([-1, 0], [0, 1], "prediction"),
+        ([255, 0], [0, 1], "prediction"),
+    ],
+)
+def test_label_outside_the_classes(prediction, target, says):
+    metric = ConfusionMatrix(K)
+    with pytest.raises(ValueError, match=says):
+        metric.update(torch.tensor(prediction), torch.tensor(target))
+    assert int(metric.compute().sum()) == 0
+
+
+def test_prediction_where_pixels_do_not_count_may_be_anything():
+    metric = ConfusionMatrix(K)
+    metric.update(torch.tensor([255, 3]), torch.tensor([255, 3]))
+    assert int(metric.compute().sum()) == 1
+
+
+def test_other_ignored_label_and_small_integer_types():
+    metric = ConfusionMatrix(K, ignore_index=0)
+    metric.update(torch.tensor([1, 5, 5], dtype=torch.uint8), torch.tensor([0, 5, 4], dtype=torch.uint8))
+    assert metric.compute()[5, 5] == metric.compute()[4, 5] == 1
+    assert int(metric.compute().sum()) == 2
+
+
+def test_counts_are_exact_where_floats_are_not():
+    matrix = torch.zeros(K, K, dtype=torch.int64)
+    matrix[0, 0], matrix[0, 1] = 2**24, 1  # the next float32 after 2**24 is 2**24 + 2
+    assert scores(matrix, NAMES)["aAcc"] == pytest.approx(100 * 2**24 / (2**24 + 1), rel=1e-15)
+    metric = ConfusionMatrix(K)
+    metric.matrix += matrix
+    metric.update(torch.tensor([0]), torch.tensor([0]))
+    assert int(metric.compute()[0, 0]) == 2**24 + 1
+
+
+def test_reset():
+    metric = measured(labels(0))
+    metric.reset()
+    metric.update(torch.tensor([3]), torch.tensor([4]))
+    assert metric.compute().nonzero().tolist() == [[4, 3]]

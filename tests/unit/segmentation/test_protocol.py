@@ -1,0 +1,61 @@
+import pytest
+
+from simzss.errors import InputError
+from simzss.segmentation.background import Background
+from simzss.segmentation.segmenter import Protocol
+
+WHOLE = {
+    "inference": "whole",
+    "short_side": 336,
+    "crop_size": 336,
+    "stride": 224,
+    "templates": "photo",
+    "temperature": 0.05,
+}
+
+
+def refused(make, *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_unknown_inference():
+    refused(lambda: Protocol(**WHOLE | {"inference": "slid"}), "protocol.inference=slid", "slide")
+
+
+@pytest.mark.parametrize("key", ["short_side", "crop_size", "stride"])
+@pytest.mark.parametrize("value", [0, -4])
+def test_sizes_below_one(key, value):
+    refused(lambda: Protocol(**WHOLE | {key: value}), f"protocol.{key}={value}")
+
+
+# BUG: a stride longer than the window leaves pixels without a score (0 / 0), silently.
+def test_stride_beyond_the_window():
+    refused(lambda: Protocol(**WHOLE | {"inference": "slide", "crop_size": 224, "stride": 225}), "stride")
+
+
+# BUG: a temperature of zero or below divides by zero or turns the order of the classes round.
+@pytest.mark.parametrize("value", [0.0, -0.05])
+def test_temperature_must_be_positive(value):
+    refused(lambda: Protocol(**WHOLE | {"temperature": value}), "temperature")
+
+
+def test_background():
+    assert not Background().present
+    assert Background("threshold", threshold=0.5).present
+    assert Background("words", words=("sky",)).present
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"kind": "word"}, ["background.kind=word", "words"]),
+        ({"kind": "threshold"}, ["background.threshold=0"]),
+        ({"kind": "threshold", "threshold": 1.0}, ["background.threshold=1.0"]),
+        ({"kind": "threshold", "threshold": -0.5}, ["background.threshold=-0.5"]),
+        ({"kind": "words"}, ["background.words"]),
+    ],
+)
+def test_background_refuses(arguments, parts):
+    refused(lambda: Background(**arguments), *parts)

@@ -1,0 +1,136 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from simzss.segmentation.sliding import slide, windows
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "stride", "starts"),
+    [
+        (448, 448, 224, [0]),
+        (300, 448, 224, [0]),
+        (449, 448, 224, [0, 1]),
+        (672, 448, 224, [0, 224]),
+        (673, 448, 224, [0, 224, 225]),
+        (1000, 448, 224, [0, 224, 448, 552]),
+        (7, 3, 1, [0, 1, 2, 3, 4]),
+        (7, 3, 3, [0, 3, 4]),
+        (6, 3, 3, [0, 3]),
+        (1, 1, 1, [0]),
+    ],
+)
+def test_starts(length, size, stride, starts):
+    assert windows(length, size, stride) == starts
+
+
+def test_windows_cover_every_pixel_and_stay_inside():
+    for size in (1, 5, 8, 13):
+        for stride in range(1, size + 1):
+            for length in (1, 4, 8, 9, 13, 14, 27, 40):
+                starts = windows(length, size, stride)
+                end = min(size, length)
+                covered = {pixel for start in starts for pixel in range(start, start + end)}
+                assert covered == set(range(length)), (length, size, stride)
+                assert starts == sorted(set(starts))
+                assert all(after - before <= stride for before, after in pairwise(starts))
+                # No window more than needed: without its last one the end would be bare.
+                assert len(starts) == 1 or starts[-2] + end < length
+
+
+def linear(crops: torch.Tensor) -> torch.Tensor:
+    """Scores at full size that depend on place in the window as well as on the pixels."""
+    place = torch.linspace(0, 1, crops.shape[-1], dtype=crops.dtype)
+    weights = torch.tensor([[1.0, -2.0, 0.5], [0.25, 3.0, 1.0]], dtype=crops.dtype)
+    return torch.einsum("kc,bchw->bkhw", weights, crops) + place
+
+
+def interpolate(small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, half-pixel centres, edges repeated: (K, h, w) -> (K, H, W) in float64."""
+
+    def matrix(length: int, target: int) -> np.ndarray:
+        at = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
+        low = np.minimum(np.floor(at).astype(int), max(length - 2, 0))
+        rows = np.zeros((target, length))
+        rows[np.arange(target), low] += 1 - (at - low)
+        rows[np.arange(target), np.minimum(low + 1, length - 1)] += at - low
+        return rows
+
+    return matrix(small.shape[1], size[0]) @ small @ matrix(small.shape[2], size[1]).T
+
+
+def plain(image: torch.Tensor, size: int, stride: int, score) -> np.ndarray:
+    """Mean over windows, one at a time, in float64."""
+    height, width = image.shape[1:]
+    h, w = min(size, height), min(size, width)
+    total, count = 0.0, np.zeros((height, width))
+    for y in sorted({*range(0, height - h, stride), height - h}):
+        for x in sorted({*range(0, width - w, stride), width - w}):
+            crop = image[None, :, y : y + h, x : x + w].double()
+            canvas = np.zeros((2, height, width))
+            canvas[:, y : y + h, x : x + w] = interpolate(score(crop)[0].numpy(), (h, w))
+            total = total + canvas
+            count[y : y + h, x : x + w] += 1
+    assert count.min() >= 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "stride"),
+    [((16, 16), 8, 4), ((17, 23), 8, 4), ((17, 23), 8, 8), ((17, 23), 9, 5), ((5, 23), 8, 4), ((6, 5), 8, 4)],
+)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_same_as_a_plain_loop(shape, size, stride, pooled):
+    image = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+
+    def score(crops):
+        found = linear(crops)
+        return torch.nn.functional.adaptive_avg_pool2d(found, (3, 2)) if pooled else found
+
+    result = slide(image, size, stride, score, batch=3)
+    assert result.shape == (2, *shape)
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.numpy(), plain(image, size, stride, score), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_of_windows_makes_no_difference():
+    image = torch.randn(3, 21, 30, generator=torch.Generator().manual_seed(0))
+    results = [slide(image, 8, 5, linear, batch=batch) for batch in (1, 4, 100)]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(results[0], results[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 31), (5, 5), (33, 7)])
+def test_constant_score_stays_constant(shape):
+    def constant(crops):
+        return torch.tensor([0.1, -7.3]).view(1, 2, 1, 1).expand(len(crops), 2, 4, 4)
+
+    result = slide(torch.zeros(3, *shape), 8, 3, constant)
+    expected = torch.tensor([0.1, -7.3]).view(2, 1, 1).expand(2, *shape)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
+
+
+def test_windows_are_cut_from_the_image_as_they_are():
+    image = torch.arange(3 * 10 * 12, dtype=torch.uint8).view(3, 10, 12)
+    seen = []
+
+    def score(crops):
+        assert crops.dtype == torch.uint8
+        seen.extend(crops)
+        return crops[:, :1].float()
+
+    result = slide(image, 6, 4, score, batch=2)
+    places = [(y, x) for y in (0, 4) for x in (0, 4, 6)]
+    assert len(seen) == len(places)
+    for (y, x), crop in zip(places, seen, strict=True):
+        assert torch.equal(crop, image[:, y : y + 6, x : x + 6])
+    assert torch.equal(result, image[:1].float())
+
+
+def test_half_precision_scores_are_added_in_single_precision():
+    image = torch.zeros(3, 40, 40)
+    result = slide(image, 8, 1, lambda crops: torch.full((len(crops), 1, 8, 8), 0.1, dtype=torch.bfloat16))
+    value = float(torch.tensor(0.1, dtype=torch.bfloat16))
+    torch.testing.assert_close(result, torch.full((1, 40, 40), value), rtol=1e-5, atol=0)
