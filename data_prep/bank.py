@@ -83,7 +83,7 @@ def main() -> None:
     config = parse_program(BankConfig)
     bank = ConceptBank.from_file(find_file(config.bank), excluded_words(config.exclude), config.surface_forms)
     folder = Path(config.captions)
-    urls = expand_shards(str(folder / "**/*.tar") if folder.is_dir() else config.captions)
+    urls = expand_shards(str(folder / "**/*.tar") if folder.is_dir() else config.captions, "captions")
     coverage, skipped = measure(urls, bank)
     if coverage.captions == 0:
         raise InputError(f"captions={config.captions} holds no annotated caption")

@@ -74,11 +74,13 @@ def main() -> None:
     if config.samples_per_shard < 1:
         raise InputError(f"samples_per_shard={config.samples_per_shard} must be at least 1")
     output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output={output} is no folder")
     if output.exists() and any(output.iterdir()):
         raise InputError(f"output={output} is not empty")
     skipped: list[Skipped] = []
     if config.shards is not None:
-        samples = read_img2dataset(expand_shards(config.shards), skipped)
+        samples = read_img2dataset(expand_shards(config.shards, "shards"), skipped)
     else:
         assert config.images is not None and config.captions is not None
         samples = iter(read_coco_captions(Path(config.images), Path(config.captions), skipped))
@@ -116,31 +118,36 @@ def read_coco_captions(images: Path, captions: Path, skipped: list[Skipped]) -> 
 
 
 def read_img2dataset(urls: Iterable[str], skipped: list[Skipped]) -> Iterator[RawSample]:
-    """Samples of img2dataset tars, in order; `.txt` is the caption, and `.json` may hold `caption` and `key`."""
-
+    """Samples of img2dataset tars, in order; what cannot be used is noted in `skipped`."""
     for raw in read_members(urls, skipped.append):
         key = str(raw["__key__"])
         suffix = next((s for s in IMAGE_SUFFIXES if s in raw), None)
         try:
-            meta = json.loads(raw["json"]) if "json" in raw else {}
-            text = raw["txt"].decode("utf-8") if "txt" in raw else str(meta.get("caption") or "")
-        except (ValueError, AttributeError) as error:
+            image_id, text = _parse_img2dataset(raw)
+        except (ValueError, RecursionError) as error:
             skipped.append(Skipped(key, f"bad annotation: {error}"))
             continue
         if suffix is None:
             skipped.append(Skipped(key, "no image in the sample"))
-        elif not text.strip():
+        elif not text:
             skipped.append(Skipped(key, "no caption"))
         else:
-            yield RawSample(f"{Path(key).name}.{suffix}", meta.get("key", key), (text.strip(),), data=raw[suffix])
+            yield RawSample(f"{Path(key).name}.{suffix}", image_id, (text,), data=raw[suffix])
 
 
 def write_shards(
     samples: Iterator[RawSample], pipeline: ConceptPipeline, output: Path, size: int, skipped: list[Skipped]
 ) -> Report:
-    """Annotate and write `shard-000000.tar` … with an `index.json`; the folder appears whole or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    """Annotate and write `shard-000000.tar` … with an `index.json`; the folder appears whole or not at all.
+
+    Raises:
+        InputError: nothing to write, or the folder cannot be made.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise InputError(f"output={output} cannot be made: {error}") from error
     report = Report(skipped=skipped)
     try:
         written = 0
@@ -210,17 +217,35 @@ def _parse_coco(path: Path) -> tuple[list[tuple[Any, str]], dict[Any, list[str]]
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"captions={path} does not exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"captions={path} is not readable JSON: {error}") from error
     try:
         records = [(image["id"], str(image["file_name"])) for image in content["images"]]
         texts: dict[Any, list[str]] = {}
         for annotation in content["annotations"]:
-            texts.setdefault(annotation["image_id"], []).append(str(annotation["caption"]).strip())
+            if not isinstance(annotation["caption"], str):
+                raise TypeError(f"caption {annotation['caption']!r} is no text")
+            texts.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
+        hash(tuple(records))  # an id that is a list or an object cannot be looked up: TypeError
     except (KeyError, TypeError) as error:
         raise InputError(f"captions={path} is no COCO captions file: it needs images[].id, images[].file_name, "
                          f"annotations[].image_id and annotations[].caption ({error!r})") from error  # fmt: skip
     return records, {image_id: kept for image_id, found in texts.items() if (kept := [text for text in found if text])}
+
+
+def _parse_img2dataset(raw: dict[str, Any]) -> tuple[Any, str]:
+    """(image id, caption) of a sample: `.txt` is the caption, and `.json` may hold `caption` and `key`.
+
+    Raises:
+        ValueError: broken, or of another shape.
+    """
+    meta = json.loads(raw["json"]) if "json" in raw else {}
+    if not isinstance(meta, dict):
+        raise ValueError("the .json is no object")
+    text = raw["txt"].decode("utf-8") if "txt" in raw else meta.get("caption") or ""
+    if not isinstance(text, str):
+        raise ValueError(f"caption {text!r} is no text")
+    return meta.get("key", raw["__key__"]), text.strip()
 
 
 def _umask() -> int:

@@ -1,8 +1,10 @@
 """The `simzss` command: parses a verb and its overrides, calls one function. Imports the heavy parts inside a verb."""
 
 import logging
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from simzss import __version__
 from simzss.errors import InputError, nearest, run_program
@@ -48,7 +50,7 @@ def dispatch(arguments: list[str]) -> None:
     for noisy in ("httpx", "httpcore", "huggingface_hub", "timm", "PIL", "fsspec", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if verb == "config":
-        _config(rest)
+        print(HELP.format(version=__version__)) if "-h" in rest or "--help" in rest else _config(rest)
     elif "-h" in rest or "--help" in rest:
         _help(verb)
     else:
@@ -76,8 +78,11 @@ def _segment(arguments: list[str]) -> None:
     from simzss.config import compose
     from simzss.segmentation.run import segment_files
 
-    images = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).exists()]
-    overrides = [argument for argument in arguments if Path(argument) not in images]
+    # An override begins with a key; a file whose name does too is given as ./name.
+    overrides = [argument for argument in arguments if re.match(r"[A-Za-z_][\w.]*=", argument)]
+    images = [Path(argument) for argument in arguments if argument not in overrides]
+    if options := [argument for argument in arguments if argument.startswith("-")]:
+        raise InputError(f"unknown option {options[0]}; values are given as key=value")
     for path in segment_files(compose("segment", overrides), images):
         print(path)
 
@@ -103,7 +108,22 @@ def _config(arguments: list[str]) -> None:
         print(config.to_yaml(composed), end="")
     else:
         config.require_complete(composed)
+        _validate(root, config.to_plain(composed))
         print("valid")
+
+
+def _validate(root: str, plain: dict[str, Any]) -> None:
+    from simzss.segmentation.background import Background
+    from simzss.segmentation.segmenter import Protocol
+
+    Protocol(**plain["protocol"])
+    if root == "train":
+        from simzss.training.run import check_settings
+
+        check_settings(plain)
+    else:
+        background = plain["benchmark"]["background"] if root == "eval" else plain["background"]
+        Background(**background)
 
 
 def _help(verb: str) -> None:

@@ -1,21 +1,27 @@
 """Configuration: compose `conf/` with overrides, read a program's arguments, save what ran. The only hydra import."""
 
 import sys
+import types
+import typing
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from simzss.errors import InputError, nearest
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 """The folder of configuration files: top level of a checkout, a package beside `simzss` when installed."""
+
+# Keys whose default says nothing of their type: null that means a number, and a word that may be a number.
+_INTEGER_OR_NULL = {"trainer.micro_batch", "benchmark.limit", "validation.limit"}
+_INTEGER_OR_WORD = {"trainer.devices", "text.trainable_layers"}
 
 ProgramConfig = TypeVar("ProgramConfig")
 
@@ -23,20 +29,32 @@ ProgramConfig = TypeVar("ProgramConfig")
 def compose(root: str, overrides: list[str]) -> DictConfig:
     """Compose `conf/<root>.yaml` with `key=value` overrides.
 
+    `group=NAME` exchanges a group. Other values are read by the type of the default: text is taken as written
+    (`classes=cat,dog`, `output_dir=2024_01_01`), `[a,b]` is a list, `null` is nothing. Hydra composes the groups; its
+    own grammar of values, which would refuse paths with braces, commas or accents, is not used.
+
     Raises:
         InputError: an override without `=`, an unknown key or group choice (nearest names given), a bad value.
     """
-    for override in overrides:
-        if "=" not in override:
-            raise InputError(f"{override!r} is not of the form key=value")
+    pairs = [_split(override) for override in overrides]
+    selected = {key: value for key, value in pairs if key in groups_of(root)}
+    for group, name in selected.items():
+        if name not in choices(group) and not (group == "experiment" and name == "null"):
+            raise InputError(f"{group}={name} is unknown; {nearest(name, choices(group))}")
+    for group in _required_groups(root):
+        if group not in selected:
+            raise InputError(f"value missing: give {group}=NAME; known: {', '.join(choices(group))}")
     GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = hydra_compose(root, overrides=[f"{group}={name}" for group, name in selected.items()])
+    for key, value in pairs:
+        if key not in selected:
+            _set(config, key, value)
     try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            config = hydra_compose(root, overrides=overrides)
-        # Hydra is done: resolving now turns a broken ${reference} into an error here, not in the middle of a run.
+        # Resolving now turns a broken ${reference} into an error here, not in the middle of a run.
         OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(root, overrides, error)) from error
+    except OmegaConfBaseException as error:
+        raise InputError(str(error).splitlines()[0]) from error
     return config
 
 
@@ -52,9 +70,7 @@ def groups() -> list[str]:
 
 def groups_of(root: str) -> list[str]:
     """Groups that a root composes or accepts, by its defaults list."""
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{root}.yaml"))["defaults"]  # type: ignore
-    names = [next(iter(entry)).removeprefix("optional ") for entry in defaults if isinstance(entry, dict)]
-    return [name for name in groups() if name in names]
+    return [name for name in groups() if name in _defaults(root)]
 
 
 def load_choice(group: str, name: str) -> DictConfig:
@@ -110,15 +126,22 @@ def to_yaml(config: Any) -> str:
 
 
 def save(config: DictConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_yaml(config), encoding="utf-8")
+    """Write the configuration as YAML.
+
+    Raises:
+        InputError: the folder cannot be made or the file not written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
 
 
 def parse_program(cls: type[ProgramConfig], argv: list[str] | None = None) -> ProgramConfig:
     """Fill the dataclass `cls` from `key=value` arguments (`argv`, default the command line).
 
-    `--help` prints the fields with their types and defaults. Lists are written `key=[a,b]`.
+    `--help` prints the fields with their types and defaults. Text is taken as written, lists are `key=[a,b]`.
 
     Raises:
         InputError: unknown key (nearest names given), value of the wrong type, missing value.
@@ -128,76 +151,132 @@ def parse_program(cls: type[ProgramConfig], argv: list[str] | None = None) -> Pr
     if "--help" in arguments or "-h" in arguments:
         print(_program_help(cls))
         raise SystemExit(0)
-    schema = OmegaConf.structured(cls)
-    known = [field.name for field in fields(cls)]
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise InputError(f"{argument!r} is not of the form key=value")
-        if key not in known:
-            raise InputError(f"unknown key {key!r}; {nearest(key, known)}")
+        key, value = _split(argument)
+        if key not in hints:
+            raise InputError(f"unknown key {key!r}; {nearest(key, hints)}")
+        values[key] = _convert(argument, value, hints[key])
+    missing = [field.name for field in fields(cls) if field.default == "???" and field.name not in values]
+    if missing:
+        raise InputError(f"value missing: give {' '.join(f'{key}=…' for key in missing)}")
+    return cls(**values)
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r} is not of the form key=value")
+    return key, value
+
+
+def _defaults(root: str) -> dict[str, Any]:
+    """Group -> default choice of a root."""
+    entries = yaml.safe_load((CONF_DIR / f"{root}.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items()}
+
+
+def _required_groups(root: str) -> list[str]:
+    return [group for group, choice in _defaults(root).items() if choice == "???"]
+
+
+def _set(config: DictConfig, key: str, value: str) -> None:
+    """Set one key from its text, read by the type of what it replaces."""
+    known = _keys(config)
+    if key not in known:
+        raise InputError(f"unknown key {key!r}; {nearest(key, known)}")
+    parent, _, name = key.rpartition(".")
+    node: Any = OmegaConf.select(config, parent) if parent else config
+    current = None if OmegaConf.is_missing(node, name) else node[name]
+    override = f"{key}={value}"
+    if key in _INTEGER_OR_NULL:
+        wanted: Any = int | None
+    elif key in _INTEGER_OR_WORD:
+        wanted = int if value.lstrip("-").isdigit() else str
+    elif isinstance(current, DictConfig):
+        wanted = dict
+    elif isinstance(current, ListConfig):
+        wanted = list
+    elif current is None or isinstance(current, str):
+        wanted = list if _is_list(value) and not _names_file(key) else str | None
+    else:
+        wanted = type(current)
+    node[name] = _convert(override, value, wanted)
+
+
+def _is_list(value: str) -> bool:
+    if not value.startswith("["):
+        return False
+    try:
+        return isinstance(yaml.safe_load(value), list)
+    except yaml.YAMLError:
+        # A list that does not parse is still meant as one when it lacks its end.
+        return not value.endswith("]")
+
+
+def _names_file(key: str) -> bool:
+    return key.rpartition(".")[2] in ("output_dir", "model", "root", "weights", "cache_dir", "resume")
+
+
+def _convert(argument: str, value: str, wanted: Any) -> Any:
+    """`value` as the type `wanted`; text stays as written, less one pair of quotes around it."""
+    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    if type(None) in options and value == "null":
+        return None
+    kind = next(option for option in options if option is not type(None))
+    origin = typing.get_origin(kind) or kind
+    if origin is str:
+        return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    # BaseLoader leaves every scalar as text, which is what a list of names is made of.
+    loader = yaml.BaseLoader if typing.get_args(kind) == (str,) else yaml.SafeLoader
+    try:
+        parsed = yaml.load(value, Loader=loader)
+        if origin is float and not isinstance(parsed, bool):
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        if origin is int and not isinstance(parsed, bool):
+            return int(value)
+        if origin in (bool, list, dict) and isinstance(parsed, origin):
+            return _numbers(parsed) if loader is yaml.SafeLoader else parsed
+    except (ValueError, yaml.YAMLError):
+        pass
+    names = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        list: "a list [a,b]",
+        dict: "a mapping {a: b}",
+    }
+    raise InputError(f"{argument}: expected {names[origin]}")
+
+
+def _numbers(value: Any) -> Any:
+    """Text in a parsed list that Python reads as a number (1e-3) becomes that number."""
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    if isinstance(value, str):
         try:
-            # from_dotlist would split a value at its dots' siblings, such as `[a,b]`, only where YAML says so.
-            schema = OmegaConf.merge(schema, OmegaConf.from_dotlist([f"{key}={value}"]))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise InputError(f"{key}={value}: {_first_line(error)}") from error
-    require_complete(schema)
-    return OmegaConf.to_object(schema)  # type: ignore[return-value]
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of a composition."""
+    found: list[str] = []
+    for key in config:
+        found.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
+            found += _keys(config[key], f"{prefix}{key}.")
+    return found
 
 
 def _program_help(cls: type) -> str:
     lines = [(cls.__doc__ or "").strip(), "", "arguments (key=value):"]
     for field in fields(cls):
-        default = (
-            "required" if field.default in (MISSING, "???") and field.default_factory is MISSING else field.default
-        )
-        default = field.default_factory() if field.default_factory is not MISSING else default
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        shown = "required" if default == "???" else default
         name = getattr(field.type, "__name__", str(field.type))
-        lines.append(f"  {field.name}: {name} = {default}")
+        lines.append(f"  {field.name}: {name} = {shown}")
     return "\n".join(lines)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _explain(root: str, overrides: list[str], error: Exception) -> str:
-    """Turn hydra's many-line message into one line that names the override and the nearest right ones."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group in groups():
-            return f"{group}={name} is unknown; {nearest(name, choices(group))}"
-        return f"no configuration {error.missing_cfg_file!r} in {CONF_DIR}"
-    if isinstance(error, (ConfigCompositionException, OmegaConfBaseException)):
-        cause: BaseException = error.__cause__ or error
-        key = getattr(cause, "full_key", None) or ""
-        for override in overrides:
-            name = override.split("=", 1)[0].lstrip("+~")
-            if f"'{name}'" in str(error) or (key and key == name):
-                known = _known_keys(root)
-                if name not in known:
-                    return f"unknown key {name!r}; {nearest(name, known)}"
-                return f"{override}: {_first_line(cause if isinstance(cause, Exception) else error)}"
-        if isinstance(cause, MissingMandatoryValue):
-            return f"value missing: give {key}=…"
-    return _first_line(error)
-
-
-def _known_keys(root: str) -> list[str]:
-    """Every dotted key of the default composition, and the group names."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = hydra_compose(root)
-    found: list[str] = list(groups())
-
-    def walk(node: Any, prefix: str) -> None:
-        for key in node:
-            found.append(prefix + str(key))
-            if (
-                isinstance(node, DictConfig)
-                and not OmegaConf.is_missing(node, key)
-                and isinstance(node[key], DictConfig)
-            ):
-                walk(node[key], f"{prefix}{key}.")
-
-    walk(config, "")
-    return found

@@ -23,7 +23,7 @@ def read_entries(path: Path) -> list[Entry]:
         InputError: file missing or not UTF-8, no entry in it, an empty name, a word that stands twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise InputError(f"word list {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -61,7 +61,8 @@ def _load(name: str) -> Language:
         hint = nearest(name, installed) if installed else "none is installed"
         reason = "is not a spaCy pipeline folder" if Path(name).exists() else "is not installed"
         raise InputError(f"spacy={name} {reason}; {hint}") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, AttributeError, ImportError) as error:
+        # A package that is no pipeline has no `load`; a language, or what its tokenizer needs, may not import.
         raise InputError(f"spacy={name} does not load: {error}") from error
     present = set(nlp.pipe_names)
     if "parser" not in present:

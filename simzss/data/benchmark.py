@@ -49,6 +49,10 @@ class BenchmarkConfig:
     background: dict
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"benchmark.limit={self.limit} must be at least 1")
+
 
 @dataclass(frozen=True)
 class Example:
@@ -66,7 +70,7 @@ class Benchmark:
         config: layout and labels.
 
     Raises:
-        InputError: folder, split or class file missing; no masks; a photo without a mask or the reverse.
+        InputError: folder, split or class file missing or unreadable; no masks; a photo without a mask or the reverse.
     """
 
     def __init__(self, config: BenchmarkConfig) -> None:
@@ -93,15 +97,22 @@ class Benchmark:
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
-        try:
-            image = Image.open(self.image_path(name)).convert("RGB")
-            # Index masks are palette or grey images: never convert, the stored value is the label.
-            labels = np.asarray(Image.open(self.mask_path(name))).astype(np.int64)
-        except OSError as error:
-            raise InputError(f"benchmark {self.config.name}: {error}") from error
+        image = self._open(self.image_path(name)).convert("RGB")
+        # Index masks are palette or grey images: never convert, the stored value is the label.
+        labels = np.asarray(self._open(self.mask_path(name))).astype(np.int64)
         if labels.shape != (image.height, image.width):
             raise InputError(f"{self.mask_path(name)} is {labels.shape}, its photo {(image.height, image.width)}")
         return Example(name, image, torch.from_numpy(self._map(labels, name)))
+
+    def _open(self, path: Path) -> Image.Image:
+        """A decoded image file in its own mode."""
+        try:
+            image = Image.open(path)
+            image.load()
+        except Exception as error:
+            # Pillow raises a dozen types on broken files (OSError, SyntaxError, DecompressionBombError …).
+            raise InputError(f"benchmark {self.config.name}: {path} cannot be read: {error}") from error
+        return image
 
     def _map(self, labels: np.ndarray, name: str) -> np.ndarray:
         ignored = np.isin(labels, self.config.ignore_labels)
@@ -129,21 +140,38 @@ class Benchmark:
         return tuple((entry.name, *entry.synonyms) for entry in read_entries(path))
 
     def _read_names(self) -> list[str]:
+        """Names of the split, or of the folders; the first `limit` of them have a photo and a mask each."""
         config = self.config
-        if config.split is not None:
-            path = self.root / config.split
-            if not path.is_file():
-                raise InputError(f"benchmark {config.name}: split {path} does not exist")
-            names = path.read_text(encoding="utf-8").split()
-        else:
-            found = (self.root / config.masks).glob(f"*{config.mask_suffix}")
-            names = sorted(path.name.removesuffix(config.mask_suffix) for path in found)
+        names = self._found_names() if config.split is None else self._split_names(self.root / config.split)
         names = names[: config.limit]
-        if not names:
-            raise InputError(f"benchmark {config.name}: no masks in {self.root / config.masks}")
         for path_of in (self.image_path, self.mask_path):
             missing = [name for name in names if not path_of(name).is_file()]
             if missing:
                 raise InputError(f"benchmark {config.name}: {path_of(missing[0])} does not exist "
                                  f"({len(missing)} of {len(names)} missing)")  # fmt: skip
         return names
+
+    def _split_names(self, path: Path) -> list[str]:
+        """Names of a split file, one a line; they may hold spaces."""
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError as error:
+            raise InputError(f"benchmark {self.config.name}: split {path} does not exist") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"benchmark {self.config.name}: split {path} cannot be read: {error}") from error
+        names = [name for line in lines if (name := line.strip())]
+        if not names:
+            raise InputError(f"benchmark {self.config.name}: split {path} names no image")
+        return names
+
+    def _found_names(self) -> list[str]:
+        """Names of all masks and all photos, so that one without the other is noticed."""
+        masks = _names(self.root / self.config.masks, self.config.mask_suffix)
+        if not masks:
+            raise InputError(f"benchmark {self.config.name}: no masks in {self.root / self.config.masks}")
+        return sorted(masks | _names(self.root / self.config.images, self.config.image_suffix))
+
+
+def _names(folder: Path, suffix: str) -> set[str]:
+    """Names of the files of a folder that end in `suffix`, without it."""
+    return {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from simzss.data.shards import Skipped, count_samples, expand_shards
 from simzss.data.stream import OrderedBlocks, TrainingStream
 from simzss.data.transforms import train_transform, whole_transform
 from simzss.distributed import minimum, rank, world_size
-from simzss.errors import InputError, nearest
+from simzss.errors import InputError
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
 from simzss.precision import autocast
@@ -70,10 +71,6 @@ class CaptionDataModule(pl.LightningDataModule):
         precision: str,
     ) -> None:
         super().__init__()
-        if cache not in CACHES:
-            raise InputError(f"data.cache={cache} is unknown; {nearest(cache, CACHES)}")
-        if batch_size < 1:
-            raise InputError(f"data.batch_size={batch_size} must be at least 1")
         self.backbone = model.backbone
         self.encoder = CaptionEncoder(model.text_encoder, bank)
         self.urls = expand_shards(shards)
@@ -134,7 +131,7 @@ class CaptionDataModule(pl.LightningDataModule):
             if seen >= limit:
                 return
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> "DataLoader | LimitedLoader":
         """Loader of one epoch; Lightning asks anew each epoch."""
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
@@ -151,7 +148,7 @@ class CaptionDataModule(pl.LightningDataModule):
             self.seed,
             epoch,
         )
-        return self._loader(dataset)
+        return LimitedLoader(self._loader(dataset), self.steps_per_epoch)
 
     def on_skipped(self, skipped: tuple[Skipped, ...]) -> None:
         """Note samples that a batch could not use."""
@@ -210,6 +207,20 @@ class CaptionDataModule(pl.LightningDataModule):
 
     def __len__(self) -> int:
         return self.samples
+
+
+class LimitedLoader:
+    """The first batches of an endless loader."""
+
+    def __init__(self, loader: DataLoader, batches: int) -> None:
+        self.loader = loader
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(iter(self.loader), self.batches)
 
 
 class CachedBatches(IterableDataset[Batch]):

@@ -11,6 +11,7 @@ Nothing in a shard is ever unpickled: members are read as bytes and decoded here
 import glob
 import io
 import json
+import os.path
 import random
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,8 @@ from typing import Any
 
 import braceexpand
 import webdataset as wds
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from simzss.concepts.concept import Caption
 from simzss.errors import InputError
@@ -64,20 +66,34 @@ def write_shard(path: Path, samples: Iterable[Sample], pipeline: dict[str, str])
             sink.write({"__key__": sample.key, sample.suffix: sample.image, "json": text.encode()})
 
 
-def expand_shards(pattern: str | Sequence[str]) -> list[str]:
-    """Shard paths of a glob, a brace pattern, or a list of them; sorted within each.
+def expand_shards(pattern: str | Sequence[str], key: str = "data.shards") -> list[str]:
+    """Shard paths of a path, a glob, a brace pattern, or a list of them; sorted within each.
+
+    Args:
+        pattern: a path that exists is taken literally, whatever characters it has.
+        key: of the program's settings, for the messages.
 
     Raises:
-        InputError: a pattern that matches nothing.
+        InputError: a pattern that matches nothing, or with unbalanced braces.
     """
     paths: list[str] = []
     for entry in [pattern] if isinstance(pattern, str) else list(pattern):
-        for part in braceexpand.braceexpand(entry):
-            found = sorted(glob.glob(part, recursive=True))  # noqa: PTH207 - absolute patterns, which Path.glob refuses
+        try:
+            parts = [entry] if _is_file(entry) else list(braceexpand.braceexpand(entry))
+        except ValueError as error:
+            raise InputError(f"{key}={entry} has unbalanced braces") from error
+        for part in parts:
+            # Absolute patterns, which Path.glob refuses.
+            found = [part] if _is_file(part) else sorted(glob.glob(part, recursive=True))  # noqa: PTH207
             if not found:
-                raise InputError(f"data.shards={part} matches no file")
+                raise InputError(f"{key}={part} matches no file")
             paths.extend(found)
     return paths
+
+
+def _is_file(text: str) -> bool:
+    """Whether a path or pattern is the path of a file as it stands."""
+    return os.path.isfile(text)  # noqa: PTH113 - Path.is_file raises on text longer than a file name, as patterns may be
 
 
 def shard_order(urls: Sequence[str], seed: int, epoch: int, consumer: int, consumers: int) -> Iterator[str]:
@@ -101,31 +117,62 @@ def read_shards(urls: Iterable[str], shuffle: int = 0, seed: str = "") -> Iterat
 
     A sample or a tar that cannot be read is passed on as `Skipped`, never dropped.
     """
-    broken: list[Skipped] = []
-    stages: list[Any] = [wds.shuffle(shuffle, initial=shuffle, rng=random.Random(seed))] if shuffle else []
-    for raw in read_members(urls, broken.append, stages):
-        yield from broken
-        broken.clear()
-        yield parse_sample(raw)
-    yield from broken
+    records = _read_tars(urls)
+    if shuffle:
+        # What is skipped goes through the buffer as well: broken tars alone would never fill it, and never be reported.
+        records = wds.shuffle(shuffle, initial=shuffle, rng=random.Random(seed))(records)
+    for record in records:
+        yield record if isinstance(record, Skipped) else parse_sample(record)
 
 
-def read_members(
-    urls: Iterable[str], on_broken: Callable[[Skipped], None], stages: Sequence[Any] = ()
-) -> Iterator[dict[str, Any]]:
+def read_members(urls: Iterable[str], on_broken: Callable[[Skipped], None]) -> Iterator[dict[str, Any]]:
     """The files of each key of the tars as bytes by suffix, with `__key__`; a tar that breaks off is reported."""
+    for record in _read_tars(urls):
+        if isinstance(record, Skipped):
+            on_broken(record)
+        else:
+            yield record
 
-    def note(error: Exception) -> bool:
-        arguments = [str(argument) for argument in error.args]
-        name = next((Path(text).name for text in reversed(arguments) if text.endswith(".tar")), "?")
-        on_broken(Skipped(name, f"unreadable tar: {arguments[0] if arguments else type(error).__name__}"))
-        return True
 
-    def sources() -> Iterator[dict[str, str]]:
-        for url in urls:
-            yield {"url": url}
+def _read_tars(urls: Iterable[str]) -> Iterator[dict[str, Any] | Skipped]:
+    for url in urls:
+        yield from _read_tar(url)
 
-    yield from wds.DataPipeline(sources, wds.tarfile_to_samples(handler=note), *stages)
+
+def _read_tar(url: str) -> Iterator[dict[str, Any] | Skipped]:
+    """The files of each key of one tar, and what is wrong with the tar under its name.
+
+    A tar that breaks off ends with the last sample that another one follows: the one after it may be half there.
+    """
+    name = Path(url).name
+    repeated: list[Skipped] = []
+
+    def note_repeated(error: Exception) -> bool:
+        repeated.append(Skipped(name, _tar_reason(error)))
+        return True  # go on without this file
+
+    empty = True
+    try:
+        # Opened here: webdataset takes a name with a colon for a URL, and runs what follows "pipe:".
+        with Path(url).open("rb") as stream:
+            for raw in group_by_keys(tar_file_expander([{"url": url, "stream": stream}]), handler=note_repeated):
+                empty = False
+                yield raw
+    except Exception as error:
+        # tarfile and the decompressors behind it raise a dozen types on broken files.
+        yield Skipped(name, f"unreadable tar: {_tar_reason(error)}")
+    else:
+        if empty:
+            yield Skipped(name, "no sample in the tar")
+    yield from repeated
+
+
+def _tar_reason(error: Exception) -> str:
+    """What went wrong, without the path and file object that webdataset adds to the arguments of an error."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = error.args[0] if error.args else None
+    return first.split(" @ ")[0] if isinstance(first, str) else type(error).__name__
 
 
 def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
@@ -139,7 +186,7 @@ def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
         if record["format_version"] != FORMAT_VERSION:
             return Skipped(key, f"shard format {record['format_version']}, this program reads {FORMAT_VERSION}")
         captions = tuple(Caption.from_json(caption) for caption in record["captions"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         return Skipped(key, f"bad annotation: {type(error).__name__}: {error}")
     if not captions:
         return Skipped(key, "no caption")
@@ -154,6 +201,9 @@ def decode_image(data: bytes) -> Image.Image:
     """
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
+    except UnidentifiedImageError as error:
+        # Its own text holds the address of the BytesIO, different in every run.
+        raise ValueError("unreadable image: no known format") from error
     except Exception as error:
         # Pillow raises a dozen types on broken files (OSError, SyntaxError, struct.error, DecompressionBombError …).
         raise ValueError(f"unreadable image: {error}") from error
@@ -163,10 +213,7 @@ def count_samples(urls: Sequence[str], progress: Callable[[str], None] | None = 
     """Number of samples: from the `index.json` beside the shards where it lists them, else from the tar headers."""
     counts: dict[str, int] = {}
     for folder in {Path(url).parent for url in urls}:
-        index = folder / "index.json"
-        if index.is_file():
-            listed = json.loads(index.read_text(encoding="utf-8")).get("shards", [])
-            counts |= {str(folder / shard["name"]): int(shard["samples"]) for shard in listed}
+        counts |= _indexed_counts(folder)
     found = 0
     for url in urls:
         if url in counts:
@@ -177,6 +224,15 @@ def count_samples(urls: Sequence[str], progress: Callable[[str], None] | None = 
         try:
             with tarfile.open(url) as archive:
                 found += sum(name.endswith(".json") for name in archive.getnames())
-        except (tarfile.TarError, OSError):
+        except (tarfile.TarError, OSError, EOFError):
             continue  # the reader reports it; here it only holds no sample
     return found
+
+
+def _indexed_counts(folder: Path) -> dict[str, int]:
+    """Samples by shard path, as the folder's `index.json` lists them; empty without one, or with one not of ours."""
+    try:
+        listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
+        return {str(folder / shard["name"]): int(shard["samples"]) for shard in listed}
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return {}

@@ -14,6 +14,7 @@ from simzss.concepts.concept import Caption
 from simzss.data.batch import Batch, CaptionEncoder, collate
 from simzss.data.shards import Sample, Skipped, decode_image, read_shards, shard_order
 from simzss.distributed import rank, world_size
+from simzss.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -35,6 +36,17 @@ def load_image(sample: Sample, transform: Transform) -> Tensor | Skipped:
         return Skipped(sample.key, str(error))
 
 
+class NothingReadableError(InputError):
+    """The shards hold no readable sample.
+
+    A loader raises an error of its workers anew, with the whole traceback as the message. Only the end of that is kept:
+    the worker's own message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[-1].strip())
+
+
 class TrainingStream(IterableDataset[Batch]):
     """Endless batches: shards in seeded order, a shuffle buffer, one random caption per image.
 
@@ -48,6 +60,9 @@ class TrainingStream(IterableDataset[Batch]):
         shuffle: samples in the shuffle buffer.
         seed: of the run.
         epoch: of this stream.
+
+    Raises:
+        NothingReadableError: while iterating, after many samples or tars of which not one could be read.
     """
 
     def __init__(
@@ -94,7 +109,10 @@ class TrainingStream(IterableDataset[Batch]):
             else:
                 skipped.append(sample)
             if len(skipped) > max(100, 10 * self.batch_size) and not images:
-                raise ValueError(f"no readable sample among the last {len(skipped)}; first: {skipped[0]}")
+                first = skipped[0]
+                raise NothingReadableError(
+                    f"no readable sample among the last {len(skipped)}; first: {first.key}: {first.reason}"
+                )
             if len(images) == self.batch_size:
                 encoded = self.encoder.encode(captions)
                 yield collate(encoded, self.encoder.pad_id, torch.stack(images), skipped=skipped)

@@ -48,6 +48,10 @@ class Protocol:
         for name in ("short_side", "crop_size", "stride"):
             if getattr(self, name) < 1:
                 raise InputError(f"protocol.{name}={getattr(self, name)} must be at least 1")
+        if self.stride > self.crop_size:  # pixels between the windows would have no score
+            raise InputError(f"protocol.stride={self.stride} must be at most protocol.crop_size={self.crop_size}")
+        if not self.temperature > 0:  # so that NaN is refused too
+            raise InputError(f"protocol.temperature={self.temperature} must be above 0")
 
 
 WHOLE_336 = Protocol("whole", short_side=336, crop_size=336, stride=224, templates="photo", temperature=0.05)

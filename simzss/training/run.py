@@ -11,20 +11,21 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from simzss import config as conf
 from simzss.concepts.bank import ConceptBank
 from simzss.concepts.leakage import excluded_words
 from simzss.data.batch import summarise_skipped
-from simzss.data.datamodule import CaptionDataModule
+from simzss.data.datamodule import CACHES, CaptionDataModule
 from simzss.distributed import rank
-from simzss.errors import InputError
+from simzss.errors import InputError, nearest
 from simzss.models.backbone import Backbone
 from simzss.models.folder import save_model
 from simzss.models.simzss import SimZSS
-from simzss.models.text import build_text_encoder
+from simzss.models.text import KINDS, build_text_encoder
 from simzss.precision import best_device, resolve_precision
+from simzss.training.logger import ResumableCSVLogger
 from simzss.training.module import LossConfig, OptimConfig, SimZSSModule
 from simzss.training.validation import ZeroShotValidation
 
@@ -59,6 +60,7 @@ def train(config: DictConfig) -> Path:
     """
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
+    check_settings(plain)
     output = Path(plain["output_dir"])
     resume = _find_checkpoint(plain["resume"], output)
     if resume is None and (output / "metrics.csv").exists():
@@ -80,7 +82,8 @@ def train(config: DictConfig) -> Path:
     validation = ZeroShotValidation.from_config(plain["validation"], plain["protocol"], precision)
     if rank() == 0:
         conf.save(config, output / "config.yaml")
-    trainer = build_trainer(plain["trainer"], output, precision, [validation] if validation is not None else [])
+    callbacks: list[pl.Callback] = [validation] if validation is not None else []
+    trainer = build_trainer(plain["trainer"], output, precision, callbacks, _step_of(resume))
     trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
 
     folder = output / "model"
@@ -99,7 +102,37 @@ def train(config: DictConfig) -> Path:
     return folder
 
 
-def build_trainer(options: Mapping[str, Any], output: Path, precision: str, callbacks: list[pl.Callback]) -> pl.Trainer:
+def check_settings(plain: Mapping[str, Any]) -> None:
+    """Refuse values that no run could use, before anything is loaded.
+
+    Raises:
+        InputError: names the key.
+    """
+    LossConfig(**plain["loss"])
+    data, trainer = plain["data"], plain["trainer"]
+    if data["cache"] not in CACHES:
+        raise InputError(f"data.cache={data['cache']} is unknown; {nearest(data['cache'], CACHES)}")
+    if plain["text"]["kind"] not in KINDS:
+        raise InputError(f"text.kind={plain['text']['kind']} is unknown; {nearest(plain['text']['kind'], KINDS)}")
+    resolve_precision(trainer["precision"], torch.device("cpu"))
+    minima = {"data.batch_size": 1, "data.num_workers": 0, "data.shuffle": 0, "data.norm_images": 1,
+              "trainer.epochs": 1, "trainer.num_nodes": 1, "trainer.log_every_n_steps": 1,
+              "trainer.checkpoint_every_n_epochs": 1, "validation.every_n_epochs": 1}  # fmt: skip
+    for key, least in minima.items():
+        group, name = key.split(".")
+        if plain[group][name] < least:
+            raise InputError(f"{key}={plain[group][name]} must be at least {least}")
+    if trainer["micro_batch"] is not None and trainer["micro_batch"] < 1:
+        raise InputError(f"trainer.micro_batch={trainer['micro_batch']} must be at least 1, or null")
+
+
+def build_trainer(
+    options: Mapping[str, Any],
+    output: Path,
+    precision: str,
+    callbacks: list[pl.Callback],
+    resumed_step: int | None = None,
+) -> pl.Trainer:
     """Lightning's trainer: any device, DDP when there are several, CSV and TensorBoard logs, checkpoints by epoch."""
     checkpoints = ModelCheckpoint(
         dirpath=output / "checkpoints",
@@ -121,7 +154,7 @@ def build_trainer(options: Mapping[str, Any], output: Path, precision: str, call
         max_epochs=options["epochs"],
         max_steps=options["max_steps"],
         logger=[
-            CSVLogger(output, name="", version=""),
+            ResumableCSVLogger(output, resumed_step),
             TensorBoardLogger(output, name="", version="tensorboard"),
         ],
         callbacks=[checkpoints, *bar, *callbacks],
@@ -146,6 +179,17 @@ def _find_checkpoint(resume: str | None, output: Path) -> Path | None:
     if not path.is_file():
         raise InputError(f"resume={resume}: {path} does not exist")
     return path
+
+
+def _step_of(checkpoint: Path | None) -> int | None:
+    """Optimizer step at which a checkpoint was written."""
+    if checkpoint is None:
+        return None
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    except Exception as error:
+        # A foreign or broken file fails in as many ways as there are formats.
+        raise InputError(f"resume={checkpoint} is no checkpoint: {str(error).splitlines()[0]}") from error
 
 
 def _quiet_libraries() -> None:

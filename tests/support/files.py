@@ -24,8 +24,13 @@ def picture(seed: int = 0, size: tuple[int, int] = (12, 8)) -> Image.Image:
 
 def image_bytes(seed: int = 0, size: tuple[int, int] = (12, 8), form: str = "png") -> bytes:
     """An encoded `picture`."""
+    return encode(picture(seed, size), form)
+
+
+def encode(image: Image.Image, form: str = "png") -> bytes:
+    """A picture's file as bytes."""
     buffer = io.BytesIO()
-    picture(seed, size).save(buffer, form)
+    image.save(buffer, form)
     return buffer.getvalue()
 
 

@@ -23,7 +23,6 @@ def test_names_synonyms_comments_and_spelling(tmp_path):
     assert read_entries(path) == expected
 
 
-# BUG: a byte order mark, which some editors write, becomes part of the first word.
 def test_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
     assert read_entries(write(tmp_path, b"\xef\xbb\xbfdog\ncat\n")) == [Entry("dog"), Entry("cat")]
 

@@ -60,12 +60,10 @@ def test_broken_pipeline_folder(tmp_path):
     assert "does not load" in refused(tmp_path / "p")
 
 
-# BUG: the name of an installed package that is no pipeline ends in an AttributeError.
 def test_package_that_is_no_pipeline():
     assert "pytest" in refused("pytest")
 
 
-# BUG: a pipeline whose language cannot be imported (unknown, or its tokenizer is not installed) ends in an ImportError.
 def test_pipeline_of_a_language_that_does_not_import(tmp_path):
     spacy.blank("en").to_disk(tmp_path / "p")
     config = tmp_path / "p" / "config.cfg"

@@ -12,6 +12,7 @@ from simzss.data.batch import Batch, CaptionEncoder
 from simzss.data.shards import Skipped, write_shard
 from simzss.data.stream import ImageBlock, OrderedBlocks, TrainingStream, load_image
 from simzss.data.transforms import train_transform, whole_transform
+from simzss.errors import InputError
 from tests.support.files import PIPELINE, annotation, caption, make_shards, sample, write_tar
 from tests.support.language import tokenizer
 
@@ -124,8 +125,20 @@ def test_what_is_skipped_is_reported_with_the_batch(tmp_path, shards):
 
 def test_stream_of_unreadable_images_ends_with_the_reason(tmp_path):
     write_tar(tmp_path / "bad.tar", [("no.png", b"no image"), ("no.json", annotation())])
-    with pytest.raises(ValueError, match="unreadable image"):
+    with pytest.raises(InputError, match="unreadable image"):
         next(iter(stream([str(tmp_path / "bad.tar")], shuffle=0)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [0, 50])
+@pytest.mark.parametrize(("data", "reason"), [(b"no tar " * 500, "unreadable tar"), (b"\0" * 10240, "no sample")])
+def test_stream_of_broken_tars_ends_with_one_line(tmp_path, data, reason, shuffle, num_workers):
+    (tmp_path / "bad.tar").write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        batches(stream([str(tmp_path / "bad.tar")], shuffle=shuffle), num_workers=num_workers)
+    message = str(caught.value)
+    assert message.startswith("no readable sample") and "bad.tar" in message and reason in message
+    assert "\n" not in message
 
 
 def test_load_image():

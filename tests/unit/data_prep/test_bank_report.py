@@ -125,7 +125,6 @@ def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, capsys, arguments,
     assert says in error
 
 
-# BUG: the message says data.shards, a key of another program.
 def test_folder_without_shards_names_the_key_of_this_program(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["bank", f"captions={tmp_path}"])
     with pytest.raises(InputError) as caught:

@@ -1,0 +1,40 @@
+"""The CSV log of a run, which a resumed run goes on writing."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+
+
+class ResumableCSVLogger(CSVLogger):
+    """Lightning's CSV logger, without its habit of deleting the log of the run that is resumed.
+
+    Args:
+        folder: gets `metrics.csv`.
+        resumed_step: keep the rows of earlier steps (a crashed run may have logged some that come again), None for a
+            new run.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int | None = None) -> None:
+        super().__init__(folder, name="", version="")
+        self.path = folder / "metrics.csv"
+        self.resumed_step = resumed_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer; at its first use the earlier rows are put back."""
+        if self._experiment is None and self.resumed_step is not None and self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) < self.resumed_step]
+            writer = super().experiment  # deletes the file
+            if rows:
+                writer.metrics_keys = sorted(rows[0])
+                with self.path.open("w", newline="", encoding="utf-8") as file:
+                    table = csv.DictWriter(file, fieldnames=writer.metrics_keys)
+                    table.writeheader()
+                    table.writerows(rows)
+            return writer
+        return super().experiment
