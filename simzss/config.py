@@ -265,8 +265,8 @@ def _numbers(value: Any) -> Any:
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     """Every dotted key of a composition."""
     found: list[str] = []
-    for key in config:
-        found.append(f"{prefix}{key}")
+    for key in map(str, config):
+        found.append(prefix + key)
         if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
             found += _keys(config[key], f"{prefix}{key}.")
     return found

@@ -1,7 +1,5 @@
 """Which arithmetic to run in: bf16 where the hardware has it."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 from simzss.errors import InputError, nearest
@@ -31,13 +29,6 @@ def has_native_bf16(device: torch.device) -> bool:
         checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
     return False
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Context that runs products in the resolved `precision` on `device`."""
-    if precision == "bf16-mixed":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def best_device() -> torch.device:

@@ -22,7 +22,6 @@ from simzss.distributed import minimum, rank, world_size
 from simzss.errors import InputError
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
-from simzss.precision import autocast
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +170,7 @@ class CaptionDataModule(pl.LightningDataModule):
         return self._loader(OrderedBlocks(self.urls, whole_transform(self.backbone.image_size), _BLOCK))
 
     def _features_of(self, images: torch.Tensor, device: torch.device) -> ImageFeatures:
-        with autocast(self.precision, device):
-            return self.backbone.to(device)(images.to(device, non_blocking=True))
+        return self.backbone.to(device)(images.to(device, non_blocking=True))
 
     def _cached_features(self, device: torch.device) -> FeatureSet:
         path = self._cache_path()
@@ -196,7 +194,7 @@ class CaptionDataModule(pl.LightningDataModule):
 
     def _fingerprint(self) -> str:
         shards = [[Path(url).name, Path(url).stat().st_size] for url in self.urls]
-        facts: list[Any] = [self.backbone.fingerprint(), self.backbone.features, self.backbone.project]
+        facts: list[Any] = [self.backbone.fingerprint, self.backbone.features, self.backbone.project]
         facts += [self.backbone.image_size, self.precision, shards, rank(), world_size()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

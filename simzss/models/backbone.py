@@ -64,12 +64,21 @@ class Backbone(nn.Module):
         self.stride = _stride(self.model)
         self.check_size(image_size, image_size)
         self.model.requires_grad_(False)
+        self.fingerprint = _fingerprint(self.model)
         self.eval()
         self.width = self._probe_width()
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: a frozen backbone has no dropout and no running statistics."""
         return super().train(False)
+
+    def use_precision(self, precision: str) -> "Backbone":
+        """Keep the weights in bfloat16 for `bf16-mixed`.
+
+        Nothing here learns, so no float32 copy is needed; autocast would convert every weight at every call.
+        """
+        self.model.to(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+        return self
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse an image size that is not a multiple of the stride.
@@ -91,10 +100,11 @@ class Backbone(nn.Module):
             images: (B, 3, H, W), uint8 in 0..255 or float in 0..1; H and W multiples of `stride`.
 
         Returns:
-            `cls` (B, D) and `patches` (B, N, D), not normalised.
+            `cls` (B, D) and `patches` (B, N, D) in the dtype of the weights, not normalised.
         """
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         images = (images.to(self.mean.dtype) / scale - self.mean) / self.std
+        images = images.to(next(self.model.parameters()).dtype)
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         cls, patches = self._last(images) if self.features == "last" else self._dense(images)
         if patches.ndim == 4:  # a map: channels first or last
@@ -102,14 +112,6 @@ class Backbone(nn.Module):
             grid = (patches.shape[1], patches.shape[2])
             patches = patches.flatten(1, 2)
         return ImageFeatures(cls, patches, grid)
-
-    def fingerprint(self) -> str:
-        """Short hash of the weights, to tell one set from another."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.model.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else b"")
-        return digest.hexdigest()[:16]
 
     def _last(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.model.forward_features(images)
@@ -185,6 +187,15 @@ def _create(timm_name: str, file: Path | None, pretrained: bool, head: bool) -> 
             raise InputError(f"weights of {timm_name} cannot be fetched from the hub ({reason[:120]}); "
                              "give backbone.weights=FILE") from error  # fmt: skip
         raise
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Short hash of the weights, to tell one set from another."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _stride(model: Any) -> int:

@@ -46,7 +46,7 @@ def save_model(model: SimZSS, folder: Path, backbone: Mapping[str, Any], setting
     config = {
         "format_version": FORMAT_VERSION,
         "simzss": __version__,
-        "backbone": named | {"fingerprint": model.backbone.fingerprint()},
+        "backbone": named | {"fingerprint": model.backbone.fingerprint},
         "feature_norm": model.feature_norm.mode,
         "text": model.text_encoder.architecture | {"tokenizer": tokenizer},
         "settings": dict(settings),
@@ -83,7 +83,7 @@ def load_model(source: str | Path, backbone_weights: str | None = None) -> tuple
         raise InputError(f"backbone weights {spec['weights']} of model {folder} are not there: "
                          "give backbone.weights=FILE")  # fmt: skip
     backbone = Backbone(**spec)
-    if spec["weights"] != "random" and backbone.fingerprint() != fingerprint:
+    if spec["weights"] != "random" and backbone.fingerprint != fingerprint:
         raise InputError(
             f"backbone weights {spec['weights'] or 'from the hub'} are not those that {folder} was trained with"
         )

@@ -14,7 +14,7 @@ from simzss.data.transforms import short_side_transform
 from simzss.errors import InputError, nearest
 from simzss.models.folder import load_model
 from simzss.models.simzss import SimZSS
-from simzss.precision import autocast, best_device, resolve_precision
+from simzss.precision import best_device, resolve_precision
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier, ClassNames, build_classifier
 from simzss.segmentation.sliding import slide
@@ -94,6 +94,7 @@ class Segmenter:
         self.protocol = protocol
         self.readout = readout
         self.precision = resolve_precision(precision, self.device)
+        model.backbone.use_precision(self.precision)
         self.classifier: Classifier | None = None
         stride = model.backbone.stride
         if protocol.inference == "slide":
@@ -157,9 +158,7 @@ class Segmenter:
 
     def _window_similarity(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, S, h, w)."""
-        with autocast(self.precision, self.device):
-            features = self.model.backbone(images)
-        features = self.model.feature_norm(features)
+        features = self.model.feature_norm(self.model.backbone(images))
         return self._classifier().similarity(features.patches).unflatten(-1, features.grid)
 
     def _classifier(self) -> Classifier:

@@ -69,6 +69,7 @@ def train(config: DictConfig) -> Path:
 
     precision = resolve_precision(plain["trainer"]["precision"], _target_device(plain["trainer"]["accelerator"]))
     model = build_model(plain["backbone"], plain["text"], plain["seed"])
+    model.backbone.use_precision(precision)
     bank = build_bank(plain["concepts"])
     data = CaptionDataModule(model, bank, **plain["data"], seed=plain["seed"], precision=precision)
     module = SimZSSModule(
@@ -194,7 +195,13 @@ def _step_of(checkpoint: Path | None) -> int | None:
 
 def _quiet_libraries() -> None:
     """Hide what Lightning says of choices that are ours on purpose."""
-    for text in (".*does not have many workers.*", ".*IterableDataset.*__len__.*", ".*srun.*", ".*treespec.*",
-                 ".*litlogger.*", ".*Checkpoint directory.*", ".*Experiment logs directory.*"):  # fmt: skip
+    expected = (
+        ".*module.s. in eval mode.*",  # the frozen backbone
+        ".*does not have many workers.*",  # cached features need none
+        ".*Checkpoint directory.*",  # resume
+        ".*Experiment logs directory.*",  # resume
+        ".*srun.*",
+    )
+    for text in expected:
         warnings.filterwarnings("ignore", text)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

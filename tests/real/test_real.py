@@ -1,0 +1,101 @@
+"""The documented commands on real photos with real weights: SIMZSS_DATA and SIMZSS_WEIGHTS say where they are.
+
+A short run on some hundred photos: it shows that every part works on real files, not how good the full recipe is.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        not {"SIMZSS_DATA", "SIMZSS_WEIGHTS"} <= os.environ.keys(), reason="SIMZSS_DATA and SIMZSS_WEIGHTS are not set"
+    ),
+]
+PHOTOS = 900
+ROOTS = {"voc20": "VOCdevkit", "voc21": "VOCdevkit", "ade20k": "ADEChallengeData2016", "coco_object": "coco_object",
+         "coco_things": "coco_object"}  # fmt: skip
+
+
+def run(*arguments):
+    """Run a program of the project as a user would."""
+    done = subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Path(os.environ["SIMZSS_DATA"])
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return Path(os.environ["SIMZSS_WEIGHTS"])
+
+
+@pytest.fixture(scope="module")
+def shards(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("captions")
+    content = json.loads((data / "flickr8k" / "captions_train.json").read_text())
+    content["images"] = content["images"][:PHOTOS]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [record for record in content["annotations"] if record["image_id"] in kept]
+    (folder / "captions.json").write_text(json.dumps(content))
+    images = data / "flickr8k" / "images"
+    run("data_prep.captions", f"images={images}", f"captions={folder}/captions.json", f"output={folder}/shards")
+    coverage = run("data_prep.bank", f"captions={folder}/shards", f"output={folder}/coverage.json")
+    assert "with a concept of the bank" in coverage
+    assert json.loads((folder / "coverage.json").read_text())["captions_with_concept_percent"] > 95
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def clip_model(shards, weights, tmp_path_factory):
+    output = tmp_path_factory.mktemp("clip") / "run"
+    run("simzss", "train", "experiment=real_cpu", f"data.shards={shards}/*.tar", f"backbone.weights={weights}",
+        f"text.weights={weights}/minilm", f"output_dir={output}", "data.batch_size=128", "trainer.epochs=10",
+        "trainer.progress_bar=false")  # fmt: skip
+    return output / "model"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "limit", "least"),
+    [("voc20", 60, 50), ("voc21", 40, 25), ("ade20k", 40, 3), ("coco_object", 40, 8), ("coco_things", 40, 15)],
+)
+def test_evaluation(benchmark, limit, least, clip_model, data, tmp_path):
+    run("simzss", "eval", f"model={clip_model}", f"benchmark={benchmark}", f"benchmark.root={data / ROOTS[benchmark]}",
+        f"benchmark.limit={limit}", f"output_dir={tmp_path}", "save_masks=true", "overlays=2")  # fmt: skip
+    result = json.loads((tmp_path / "results.json").read_text())[benchmark]
+    assert result["images"] == limit == len(list((tmp_path / "masks").glob("*.png")))
+    assert result["mIoU"] > least
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_segment_with_own_words(clip_model, data, tmp_path):
+    photos = sorted((data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[:3]
+    run("simzss", "segment", *photos, f"model={clip_model}", "classes=cat/kitten,dog,person,green grass,blue sky",
+        f"output_dir={tmp_path}")  # fmt: skip
+    for photo in photos:
+        mask = np.asarray(Image.open(tmp_path / f"{photo.stem}_mask.png"))
+        assert mask.shape == Image.open(photo).size[::-1]
+        assert mask.max() < 5
+        assert (tmp_path / f"{photo.stem}_overlay.png").is_file()
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "dinov2_vits14"])
+def test_another_backbone_by_one_word(backbone, shards, weights, data, tmp_path):
+    run("simzss", "train", "experiment=real_cpu", f"backbone={backbone}", f"data.shards={shards}/*.tar",
+        f"backbone.weights={weights}", f"text.weights={weights}/minilm", f"output_dir={tmp_path}/run",
+        "data.batch_size=128", "trainer.epochs=6", "trainer.progress_bar=false")  # fmt: skip
+    run("simzss", "eval", f"model={tmp_path}/run/model", "benchmark=voc20", f"benchmark.root={data / 'VOCdevkit'}",
+        "benchmark.limit=40", f"output_dir={tmp_path}/eval", "compare_untrained=true")  # fmt: skip
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["voc20"]["mIoU"] > 2 * results["voc20_untrained"]["mIoU"]
