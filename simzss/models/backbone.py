@@ -63,6 +63,7 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
         self.stride = _stride(self.model)
         self.check_size(image_size, image_size)
+        self.model.to(memory_format=torch.channels_last)  # twice as fast for CNNs on CPU, no matter for ViTs
         self.model.requires_grad_(False)
         self.fingerprint = _fingerprint(self.model)
         self.eval()
@@ -104,7 +105,7 @@ class Backbone(nn.Module):
         """
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         images = (images.to(self.mean.dtype) / scale - self.mean) / self.std
-        images = images.to(next(self.model.parameters()).dtype)
+        images = images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         cls, patches = self._last(images) if self.features == "last" else self._dense(images)
         if patches.ndim == 4:  # a map: channels first or last

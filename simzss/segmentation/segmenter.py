@@ -54,7 +54,7 @@ class Protocol:
             raise InputError(f"protocol.temperature={self.temperature} must be above 0")
 
 
-WHOLE_336 = Protocol("whole", short_side=336, crop_size=336, stride=224, templates="photo", temperature=0.05)
+WHOLE_336 = Protocol("whole", short_side=336, crop_size=336, stride=224, templates="imagenet80", temperature=0.05)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def build_trainer(
         every_n_epochs=options["checkpoint_every_n_epochs"],
         save_top_k=1,
         monitor=None,
-        save_last=True,
+        save_last="link",  # not a second copy of the weights and the optimiser
         save_on_train_epoch_end=True,
     )
     bar = [TQDMProgressBar(refresh_rate=10)] if options["progress_bar"] else []
