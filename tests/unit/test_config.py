@@ -77,17 +77,33 @@ def test_every_choice_composes(root, name):
     assert config[group] == read(name)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("experiment")])
-def test_every_experiment_composes(name):
-    config = to_plain(compose("train", [f"experiment={Path(name).stem}"]))
-    content = read(name)
+def experiment(name):
+    """Chosen groups and set values of an experiment, those of the experiments that it builds on included."""
+    content = read(f"experiment/{name}.yaml")
+    chosen, values = {}, {}
     for entry in content.pop("defaults"):
-        ((group, choice),) = entry.items()
-        group = group.removeprefix("override /")
-        chosen = read(f"{group}/{choice}.yaml") | content.pop(group, {})
-        assert config[group] == {key: _numbers(value) for key, value in chosen.items()}
-    for key, values in content.items():
-        assert {inner: config[key][inner] for inner in values} == {k: _numbers(v) for k, v in values.items()}
+        if isinstance(entry, str):
+            base_chosen, base_values = experiment(entry)
+            chosen |= base_chosen
+            values |= base_values
+        else:
+            ((group, choice),) = entry.items()
+            chosen[group.removeprefix("override /")] = choice
+    for key, inner in content.items():
+        values[key] = values.get(key, {}) | inner
+    return chosen, values
+
+
+@pytest.mark.parametrize("name", [Path(name).stem for name in FILES if name.startswith("experiment")])
+def test_every_experiment_composes(name):
+    config = to_plain(compose("train", [f"experiment={name}"]))
+    chosen, values = experiment(name)
+    assert chosen and values
+    for group, choice in chosen.items():
+        expected = read(f"{group}/{choice}.yaml") | values.pop(group, {})
+        assert config[group] == {key: _numbers(value) for key, value in expected.items()}
+    for key, inner in values.items():
+        assert {k: config[key][k] for k in inner} == {k: _numbers(v) for k, v in inner.items()}
     assert set(config) == set(to_plain(compose("train", [])))
 
 
