@@ -46,8 +46,8 @@ def write_benchmark(root: Path, seed: int = 0, sizes=SIZES) -> Path:
             part = (slice(height // 4, height * 3 // 4), slice(left + width // 10, left + width * 2 // 5))
             pixels[part], labels[part] = COLOURS[noun], LABELS[noun]
             labels[part][:2] = 255
-        # Any label anywhere below, so that every class has hits and misses.
-        labels[-(height // 5) :] = random.integers(1, 21, (height // 5, width))
+        # Any of the first labels anywhere below, so that many classes have hits and misses, and others may not occur.
+        labels[-(height // 5) :] = random.integers(1, 13, (height // 5, width))
         names.append(f"2007_{number:06d}")
         Image.fromarray(pixels).save(root / "JPEGImages" / f"{names[-1]}.jpg", quality=95)
         mask = Image.fromarray(labels)
@@ -119,7 +119,7 @@ def test_scores_equal_numpy_s(measured):
     masks = {name: folder / "eval" / "masks" / f"{name}.png" for name in names_of(folder / "voc")}
     expected = by_numpy(folder / "voc", masks)
     assert_same_scores(results["voc20"], expected)
-    assert 0 < expected["mIoU"] < 100 and len(set(expected["per_class"].values())) > 3  # neither empty nor perfect
+    assert len(set(expected["per_class"].values())) > 3 and None in expected["per_class"].values()
 
 
 def test_shape_of_the_results(measured):
