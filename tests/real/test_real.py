@@ -68,7 +68,7 @@ def clip_model(shards, weights, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("benchmark", "limit", "least"),
-    [("voc20", 60, 50), ("voc21", 40, 25), ("ade20k", 40, 3), ("coco_object", 40, 8), ("coco_things", 40, 15)],
+    [("voc20", 60, 30), ("voc21", 40, 10), ("ade20k", 40, 2), ("coco_object", 40, 4), ("coco_things", 40, 6)],
 )
 def test_evaluation(benchmark, limit, least, clip_model, data, tmp_path):
     run("simzss", "eval", f"model={clip_model}", f"benchmark={benchmark}", f"benchmark.root={data / ROOTS[benchmark]}",
