@@ -71,7 +71,10 @@ def _eval(overrides: list[str]) -> None:
 
     results = run_evaluation(compose("eval", overrides))
     for name, result in results.items():
-        print(f"{name}: mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  ({result['images']} images)")
+        if result["mIoU"] is None:
+            print(f"{name}: no pixel counts ({result['images']} images)")
+        else:
+            print(f"{name}: mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  ({result['images']} images)")
 
 
 def _segment(arguments: list[str]) -> None:

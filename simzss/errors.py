@@ -4,6 +4,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+_LISTED = 40  # names that an error lists at most
+
 
 class InputError(Exception):
     """Bad input: the message is one line that names the file, key or value at fault."""
@@ -15,7 +17,8 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.4)
     if close:
         return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(names)}"
+    shown = ", ".join(names[:_LISTED])
+    return f"known: {shown}" + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def run_program(main: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from simzss import config as conf
 from simzss.data.benchmark import Benchmark, BenchmarkConfig, Example
+from simzss.errors import InputError
 from simzss.evaluation.evaluate import evaluate, mask_writer
 from simzss.evaluation.report import Curve, Overlay, Report, curves_from_csv, write_report
 from simzss.models.folder import load_model
@@ -26,6 +27,8 @@ def run_evaluation(config: DictConfig) -> dict[str, dict[str, Any]]:
     """
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
+    if plain["overlays"] < 0:
+        raise InputError(f"overlays={plain['overlays']} must be at least 0")
     benchmark = Benchmark(BenchmarkConfig(**plain["benchmark"]))
     name = benchmark.config.name
     output = Path(plain["output_dir"])
@@ -44,7 +47,10 @@ def run_evaluation(config: DictConfig) -> dict[str, dict[str, Any]]:
 
     results = {name: evaluate(segmenter, benchmark, visit)}
     if plain["compare_untrained"]:
-        untrained = build_model(**settings["untrained"])
+        before = settings["untrained"]
+        # The backbone that was just measured, wherever it lies now, not where it lay at training.
+        weights = str(model.backbone.weights_file) if model.backbone.weights_file else before["backbone"]["weights"]
+        untrained = build_model(before["backbone"] | {"weights": weights}, before["text"], before["seed"])
         untrained.feature_norm.load_state_dict(model.feature_norm.state_dict())
         results[f"{name}_untrained"] = evaluate(Segmenter(untrained, protocol, readout, plain["precision"]), benchmark)
     (output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,24 +171,47 @@ def find_weights(name: str, weights: str | None) -> Path | None:
 def _create(timm_name: str, file: Path | None, pretrained: bool, head: bool) -> nn.Module:
     if not timm.is_model(timm_name.partition(".")[0]):
         raise InputError(f"timm has no model {timm_name!r}; {nearest(timm_name, timm.list_models())}")
-    options: dict[str, Any] = {"pretrained": pretrained} | ({} if head else {"num_classes": 0})
-    if file is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
-        try:
-            return timm.create_model(timm_name, dynamic_img_size=True, **options)
-        except TypeError:  # not a ViT: takes any size as it is
-            return timm.create_model(timm_name, **options)
+        if file is not None:
+            return _load_file(timm_name, file, head)
+        return _build(timm_name, pretrained=pretrained, **({} if head else {"num_classes": 0}))
     except Exception as error:
         # Reading strangers' weights fails in as many ways as there are formats; each must end as one clear line.
         reason = " ".join(str(error).split())
         if file is not None:
             raise InputError(f"weights {file} do not fit {timm_name}: {reason[:300]}") from error
-        if pretrained:
+        if pretrained and "tag" not in reason:
             raise InputError(f"weights of {timm_name} cannot be fetched from the hub ({reason[:120]}); "
                              "give backbone.weights=FILE") from error  # fmt: skip
-        raise
+        raise InputError(f"timm cannot build {timm_name}: {reason[:300]}") from error
+
+
+def _load_file(timm_name: str, file: Path, head: bool) -> nn.Module:
+    """A model with the weights of a local file, every one of them.
+
+    timm loads without checking names as soon as the classifier is left out, so the classifier is loaded with the rest
+    and taken off afterwards; a file may lack the classifier, and nothing else.
+    """
+    options: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file), "custom_load": False}}
+    try:
+        model = _build(timm_name, **options)
+    except RuntimeError as error:
+        lacking, _, surplus = str(error).partition("Unexpected key(s)")
+        names = re.findall(r'"([^"]+)"', lacking)
+        if head or surplus or not names or not all(name.startswith(("head.", "classifier.", "fc.")) for name in names):
+            raise
+        return _build(timm_name, num_classes=0, **options)
+    if not head:
+        model.reset_classifier(0)
+    return model
+
+
+def _build(timm_name: str, **options: Any) -> Any:
+    try:
+        return timm.create_model(timm_name, dynamic_img_size=True, **options)
+    except TypeError:  # not a ViT: takes any size as it is
+        return timm.create_model(timm_name, **options)
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -72,25 +72,35 @@ def load_model(source: str | Path, backbone_weights: str | None = None) -> tuple
     config = _read_config(folder)
     try:
         spec = {key: config["backbone"][key] for key in _BACKBONE_KEYS}
-        fingerprint, text, mode = config["backbone"]["fingerprint"], config["text"], config["feature_norm"]
+        fingerprint, text, mode = config["backbone"]["fingerprint"], dict(config["text"]), config["feature_norm"]
         settings = dict(config["settings"])
-        tokenizer_name = text["tokenizer"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'} lacks {error}") from error
     if backbone_weights is not None:
         spec["weights"] = backbone_weights
     elif spec["weights"] not in (None, "random") and not Path(spec["weights"]).exists():
         raise InputError(f"backbone weights {spec['weights']} of model {folder} are not there: "
                          "give backbone.weights=FILE")  # fmt: skip
+    try:
+        return _build(folder, spec, fingerprint, text, mode), settings
+    except InputError as error:
+        raise InputError(f"model {folder}: {error}") from error
+    except Exception as error:
+        # A config.json that was edited or made elsewhere can be wrong in any value; transformers checks few of them.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder / 'config.json'} describes no model: {type(error).__name__}: {reason}") from error
+
+
+def _build(folder: Path, spec: dict[str, Any], fingerprint: str, text: dict[str, Any], mode: str) -> SimZSS:
     backbone = Backbone(**spec)
-    if spec["weights"] != "random" and backbone.fingerprint != fingerprint:
+    if backbone.fingerprint != fingerprint:
         raise InputError(
             f"backbone weights {spec['weights'] or 'from the hub'} are not those that {folder} was trained with"
         )
-    tokenizer_dir = folder / "tokenizer" if tokenizer_name is not None else None
+    tokenizer_dir = folder / "tokenizer" if text["tokenizer"] is not None else None
     model = SimZSS(backbone, rebuild_text_encoder(text, backbone.width, tokenizer_dir), mode)
     _load_state(model, folder / "model.safetensors")
-    return model.eval(), settings
+    return model.eval()
 
 
 def _saved_state(model: SimZSS) -> dict[str, Tensor]:

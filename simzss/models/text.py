@@ -14,6 +14,7 @@ from simzss.models.features import TextFeatures
 from simzss.models.tokenizer import clip_tokenizer, directory_tokenizer
 
 KINDS = ("scratch", "pretrained")
+POOLINGS = ("eot", "mean")
 
 
 class TextEncoder(nn.Module):
@@ -31,6 +32,8 @@ class TextEncoder(nn.Module):
         self, body: Any, tokenizer: PreTrainedTokenizerBase, pooling: str, embed_dim: int, context_length: int
     ) -> None:
         super().__init__()
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling={pooling} of the text encoder is unknown; {nearest(pooling, POOLINGS)}")
         self.body = body
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -118,10 +121,18 @@ def _pretrained(embed_dim: int, weights: str, trainable_layers: int | str, conte
         raise InputError(f"text.weights={weights} does not exist")
     try:
         # A path is read from disk, `owner/name` from the hub; remote code is never run, pickles are never read.
-        body = AutoModel.from_pretrained(weights, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        body, loading = AutoModel.from_pretrained(
+            weights, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:
+        # transformers, safetensors and the hub client each have their own types for a broken or missing model.
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"text.weights={weights} is no transformers text model: {reason}") from error
+    lacking = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if lacking:
+        raise InputError(f"text.weights={weights} lacks {', '.join(lacking[:3])} ({len(lacking)} tensors)")
+    if not isinstance(getattr(body.config, "hidden_size", None), int):
+        raise InputError(f"text.weights={weights} is a {body.config.model_type} model, not a text encoder")
     limit = int(getattr(body.config, "max_position_embeddings", context_length))
     if context_length > limit:
         raise InputError(f"text.context_length={context_length} is more than the {limit} positions of {weights}")

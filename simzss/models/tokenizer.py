@@ -33,6 +33,9 @@ def directory_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, use_fast=True)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer in {path}: {error}") from error
+    # Without its files transformers makes up a tokenizer to which every word is unknown.
+    if tokenizer.encode("a", add_special_tokens=False) == [tokenizer.unk_token_id] or not len(tokenizer):
+        raise InputError(f"the tokenizer in {path} has no vocabulary")
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {path} gives no character offsets (not a fast tokenizer)")
     return tokenizer

@@ -63,6 +63,8 @@ def build_classifier(
     Raises:
         InputError: no class, an empty name, a class listed twice.
     """
+    if isinstance(classes, str):
+        raise InputError(f"classes must be a list of names, not the text {classes!r}")
     groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in classes]
     groups = [tuple(" ".join(name.split()) for name in group) for group in groups]
     if not groups:
@@ -70,7 +72,8 @@ def build_classifier(
     if any(not group or not all(group) for group in groups):
         raise InputError(f"class list holds an empty name: {', '.join('/'.join(group) for group in groups)}")
     names = tuple(group[0] for group in groups)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    all_names = ("background", *names) if background.present else names
+    twice = sorted({name for name in all_names if all_names.count(name) > 1})
     if twice:
         raise InputError(f"class {twice[0]!r} is listed twice")
     words = background.words if background.kind == "words" else ()
@@ -78,5 +81,4 @@ def build_classifier(
     vectors = embed_names(model, flat, templates(template_set), readout)
     sizes = [len(group) for group in groups] + [1] * len(words)
     weights = torch.stack([F.normalize(chunk.mean(dim=0), dim=0) for chunk in vectors.split(sizes)])
-    all_names = ("background", *names) if background.present else names
     return Classifier(all_names, weights, background, temperature)

@@ -81,7 +81,7 @@ def _read(model: SimZSS, texts: list[str], spans: list[tuple[int, int]], readout
     for text, found in zip(texts, ranges, strict=True):
         if found is None:
             raise InputError(f"class name too long (or empty) in prompt {text!r}: {encoder.context_length} tokens fit")
-    padded = encoder.tokenizer.pad({"input_ids": tokens["input_ids"]}, return_tensors="pt")
+    padded = encoder.tokenizer.pad({"input_ids": tokens["input_ids"]}, padding_side="right", return_tensors="pt")
     lengths = torch.tensor([len(ids) for ids in tokens["input_ids"]])
     mask = (torch.arange(padded["input_ids"].shape[1]) < lengths[:, None]).long()
     text_features = model.encode_text(padded["input_ids"].to(device), mask.to(device))

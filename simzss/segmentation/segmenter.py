@@ -17,6 +17,7 @@ from simzss.models.simzss import SimZSS
 from simzss.precision import best_device, resolve_precision
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier, ClassNames, build_classifier
+from simzss.segmentation.prompts import READOUTS
 from simzss.segmentation.sliding import slide
 
 INFERENCE = ("whole", "slide")
@@ -89,6 +90,8 @@ class Segmenter:
         precision: str = "auto",
         device: torch.device | None = None,
     ) -> None:
+        if readout not in READOUTS:
+            raise InputError(f"readout={readout} is unknown; {nearest(readout, READOUTS)}")
         self.device = device if device is not None else best_device()
         self.model = model.to(self.device).eval()
         self.protocol = protocol

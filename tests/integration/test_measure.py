@@ -262,10 +262,6 @@ def test_two_processes_measure_as_one(trained, tmp_path):
 # Bugs -------------------------------------------------------------------------------------------------------------
 
 
-# BUG: the untrained twin is built from the place where the backbone's weights were at training, not from
-# backbone.weights=…; a model that was moved can be measured, but not with compare_untrained=true. (A relative path in
-# training has the same effect when eval is started elsewhere.)
-@pytest.mark.xfail(strict=True, raises=InputError, reason="backbone.weights=… does not exist")
 def test_untrained_twin_of_a_model_that_moved(trained, tmp_path):
     for name, data in contents(trained / "run" / "model").items():
         (tmp_path / "run" / "model" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -279,16 +275,11 @@ def test_untrained_twin_of_a_model_that_moved(trained, tmp_path):
     assert found["voc20"] == plain["voc20"] and "voc20_untrained" in found
 
 
-# BUG: a negative number of overlays ends in random.sample's ValueError (after the model was loaded).
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="Sample larger than population or is negative")
 def test_fewer_than_no_overlays(trained, tmp_path):
     with pytest.raises(InputError, match="overlays=-1"):
         measure(trained, tmp_path / "eval", trained / "voc", "overlays=-1")
 
 
-# BUG: when no pixel of a benchmark counts (masks all 0 or 255), mIoU is null, and `simzss eval` ends in TypeError while
-# printing it, after results.json was written.
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="unsupported format string passed to NoneType.__format__")
 def test_benchmark_without_a_pixel_that_counts(trained, tmp_path):
     root = write_benchmark(tmp_path / "voc", sizes=[(64, 64)])
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(root / "SegmentationClass" / "2007_000000.png")

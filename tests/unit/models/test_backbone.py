@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from simzss.errors import InputError
 from simzss.models.backbone import Backbone
 from simzss.models.dense import dense_last_block, supports_dense
-from tests.support.models import DID_NOT_RAISE, TINY_VIT, make_backbone, refused, shaken
+from tests.support.models import TINY_VIT, make_backbone, refused, shaken
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -415,10 +415,6 @@ def test_check_size_of_both_sides():
     refused(lambda: backbone.check_size(8, 32), "8", "16")
 
 
-# BUG: timm loads with strict=False whenever the classifier is dropped (num_classes=0), so that weights which lack
-# parts, or have nothing in common with the model, are accepted and the rest stays random. Real case: resnet50.a1_in1k
-# takes DINOv2's file; so does a ViT a checkpoint whose names begin with `backbone.`.
-@pytest.mark.xfail(strict=True, raises=DID_NOT_RAISE, reason="missing weights are left random without a word")
 @pytest.mark.parametrize("kind", ["lacks a block", "other model", "empty", "other names"])
 def test_weights_that_do_not_cover_the_model(kind, tmp_path):
     file = tmp_path / "weights.pth"
@@ -435,8 +431,6 @@ def test_weights_that_do_not_cover_the_model(kind, tmp_path):
     refused(lambda: make_backbone(timm_name=name, weights=str(file)), str(file), "fit")
 
 
-# BUG: a tag that timm does not know ends in timm's RuntimeError instead of an InputError.
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="Invalid pretrained tag (nonsense) for test_vit.")
 def test_unknown_tag():
     refused(lambda: make_backbone(timm_name="test_vit.nonsense"), "test_vit.nonsense")
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from open_clip import SimpleTokenizer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, RobertaConfig, RobertaModel
 
@@ -288,17 +287,12 @@ def test_directories_that_are_no_model(kind, tmp_path):
     refused(lambda: make_bert(folder), str(folder))
 
 
-# BUG: a directory without tokenizer files is accepted; transformers makes up a tokenizer without vocabulary, to which
-# every word is [UNK]: training goes on, on nothing.
-@pytest.mark.xfail(strict=True, raises=DID_NOT_RAISE, reason="every word becomes [UNK]")
 def test_directory_without_a_tokenizer(tmp_path):
     BertModel(BertConfig(vocab_size=len(BERT_WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                          intermediate_size=32)).save_pretrained(tmp_path / "text")  # fmt: skip
     refused(lambda: make_bert(tmp_path / "text"), "tokenizer")
 
 
-# BUG: weights that the file lacks are left random without a word (transformers only warns, and is told to be silent).
-@pytest.mark.xfail(strict=True, raises=DID_NOT_RAISE, reason="missing layers stay random")
 @pytest.mark.parametrize("kind", ["a layer is missing", "no name fits"])
 def test_text_weights_that_do_not_cover_the_model(kind, tmp_path):
     folder = save_bert(tmp_path / "text")
@@ -311,8 +305,6 @@ def test_text_weights_that_do_not_cover_the_model(kind, tmp_path):
     refused(lambda: make_bert(folder), str(folder))
 
 
-# BUG: a broken weights file ends in SafetensorError, tensors of other shapes in RuntimeError.
-@pytest.mark.xfail(strict=True, raises=(SafetensorError, RuntimeError), reason="traceback instead of InputError")
 @pytest.mark.parametrize("kind", ["broken", "other shapes"])
 def test_broken_text_weights(kind, tmp_path):
     folder = save_bert(tmp_path / "text")
@@ -325,9 +317,6 @@ def test_broken_text_weights(kind, tmp_path):
     refused(lambda: make_bert(folder), str(folder))
 
 
-# BUG: a directory of a whole CLIP model (text.weights=openai/clip-vit-base-patch32 is a likely try) ends in
-# AttributeError: 'CLIPConfig' object has no attribute 'hidden_size'.
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="CLIPConfig has no hidden_size")
 def test_model_of_text_and_images(tmp_path):
     part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = CLIPConfig(text_config=part | {"vocab_size": 20}, vision_config=part | {"image_size": 16, "patch_size": 8})

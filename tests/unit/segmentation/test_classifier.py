@@ -6,7 +6,7 @@ from simzss.models.simzss import SimZSS
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier, build_classifier
 from simzss.segmentation.prompts import embed_names, templates
-from tests.support.models import DID_NOT_RAISE, refused, scratch_model
+from tests.support.models import refused, scratch_model
 
 NAMES = ("cat", "dog", "tree", "car")
 WORDS = ("sky", "wall")
@@ -93,15 +93,11 @@ def test_background_words_are_checked_too(word):
     refused(lambda: build(NAMES, Background("words", words=("sky", word))), "empty")
 
 
-# BUG: a class named "background" beside a background rule gives two classes of one name; `per_class` keeps one of them.
-@pytest.mark.xfail(strict=True, raises=DID_NOT_RAISE, reason="'background' is listed twice and not refused")
 @pytest.mark.parametrize("background", [THRESHOLD, Background("words", words=WORDS)], ids=["threshold", "words"])
 def test_class_named_background(background):
     refused(lambda: build(["background", "cat"], background), "background")
 
 
-# BUG: `set_classes("cat")`, one class without its brackets, looks for "c", "a" and "t".
-@pytest.mark.xfail(strict=True, raises=DID_NOT_RAISE, reason="a text is taken for a list of letters")
 def test_a_text_is_no_list():
     refused(lambda: build("cat"), "cat")
 
