@@ -203,9 +203,6 @@ class CaptionDataModule(pl.LightningDataModule):
             return None
         return Path(self.cache_dir) / f"{self.backbone.name}-{self._fingerprint()}.safetensors"
 
-    def __len__(self) -> int:
-        return self.samples
-
 
 class LimitedLoader:
     """The first batches of an endless loader."""
