@@ -3,8 +3,9 @@
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
-_LISTED = 40  # names that an error lists at most
+_LISTED = 400  # characters of names that an error lists at most
 
 
 class InputError(Exception):
@@ -17,8 +18,9 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.4)
     if close:
         return f"did you mean {', '.join(close)}?"
-    shown = ", ".join(names[:_LISTED])
-    return f"known: {shown}" + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    ends = accumulate(len(name) + 2 for name in names)
+    listed = [name for name, end in zip(names, ends, strict=True) if end <= _LISTED]
+    return f"known: {', '.join(listed)}" + (f" and {len(names) - len(listed)} more" if len(names) > len(listed) else "")
 
 
 def run_program(main: Callable[[], None]) -> None:

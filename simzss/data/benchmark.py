@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simzss.concepts.bank import read_entries
 from simzss.config import CONF_DIR
+from simzss.data.transforms import to_rgb
 from simzss.errors import InputError
 
 IGNORE = 255
@@ -97,7 +98,7 @@ class Benchmark:
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
-        image = self._open(self.image_path(name)).convert("RGB")
+        image = to_rgb(self._open(self.image_path(name)))
         # Index masks are palette or grey images: never convert, the stored value is the label.
         labels = np.asarray(self._open(self.mask_path(name))).astype(np.int64)
         if labels.shape != (image.height, image.width):

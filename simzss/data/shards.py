@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from simzss.concepts.concept import Caption
+from simzss.data.transforms import to_rgb
 from simzss.errors import InputError
 
 FORMAT_VERSION = 1
@@ -200,7 +201,7 @@ def decode_image(data: bytes) -> Image.Image:
         ValueError: not an image, or a broken one.
     """
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return to_rgb(Image.open(io.BytesIO(data)))
     except UnidentifiedImageError as error:
         # Its own text holds the address of the BytesIO, different in every run.
         raise ValueError("unreadable image: no known format") from error

@@ -2,9 +2,17 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any mode. 16-bit grey is scaled to 8 bits first: Pillow alone would clip it at 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def train_transform(size: int, min_scale: float = 0.9) -> Callable[[Image.Image], Tensor]:

@@ -9,10 +9,11 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from simzss.errors import InputError, nearest
-from simzss.models.dense import dense_last_block, supports_dense
+from simzss.models.dense import dense_last_block
 from simzss.models.features import ImageFeatures
 
 FEATURES = ("last", "value", "self")
@@ -59,16 +60,18 @@ class Backbone(nn.Module):
         self.model: Any = _create(timm_name, self.weights_file, pretrained=weights != "random", head=project)
         if features != "last" and not supports_dense(self.model):
             raise InputError(f"backbone.features={features} needs a standard ViT block; use last for {timm_name}")
+        if project and not isinstance(getattr(self.model, "head", None), nn.Linear):
+            raise InputError(f"backbone.project=true needs a model with one linear head, which {timm_name} is not")
         data = resolve_model_data_config(self.model)
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
-        self.stride = _stride(self.model)
+        self.stride = _stride(self.model, timm_name)
         self.check_size(image_size, image_size)
         self.model.to(memory_format=torch.channels_last)  # twice as fast for CNNs on CPU, no matter for ViTs
         self.model.requires_grad_(False)
         self.fingerprint = _fingerprint(self.model)
         self.eval()
-        self.width = self._probe_width()
+        self.width = self._probe_width(timm_name)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: a frozen backbone has no dropout and no running statistics."""
@@ -78,8 +81,16 @@ class Backbone(nn.Module):
         """Keep the weights in bfloat16 for `bf16-mixed`.
 
         Nothing here learns, so no float32 copy is needed; autocast would convert every weight at every call.
+
+        Raises:
+            InputError: full precision is asked for after the weights were rounded.
         """
-        self.model.to(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+        lowered = next(self.model.parameters()).dtype == torch.bfloat16
+        if precision == "bf16-mixed":
+            self.model.to(torch.bfloat16)
+        elif lowered:
+            raise InputError(f"precision={precision} is not possible any more: the weights of backbone {self.name} are "
+                             "rounded to bfloat16; load the model again")  # fmt: skip
         return self
 
     def check_size(self, height: int, width: int) -> None:
@@ -108,7 +119,13 @@ class Backbone(nn.Module):
         images = (images.to(self.mean.dtype) / scale - self.mean) / self.std
         images = images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
-        cls, patches = self._last(images) if self.features == "last" else self._dense(images)
+        try:
+            cls, patches = self._last(images) if self.features == "last" else self._dense(images)
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or images.shape[-2:] == (self.image_size, self.image_size):
+                raise
+            raise InputError(f"backbone {self.name} takes images of {self.image_size} x {self.image_size} but not of "
+                             f"{images.shape[-2]} x {images.shape[-1]}: {error}") from error  # fmt: skip
         if patches.ndim == 4:  # a map: channels first or last
             patches = patches if patches.shape[-1] == cls.shape[-1] else patches.permute(0, 2, 3, 1)
             grid = (patches.shape[1], patches.shape[2])
@@ -119,7 +136,7 @@ class Backbone(nn.Module):
         tokens = self.model.forward_features(images)
         cls = self.model.forward_head(tokens, pre_logits=True)
         patches = tokens[:, self.model.num_prefix_tokens :] if tokens.ndim == 3 else tokens
-        return (self.model.head(cls), self.model.head(patches)) if self.project else (cls, patches)
+        return self._finish(cls, patches)
 
     def _dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
         model, prefix = self.model, self.model.num_prefix_tokens
@@ -136,17 +153,50 @@ class Backbone(nn.Module):
             tokens = torch.cat([prefix_tokens, patches], dim=1)
         cls = model.forward_head(model.norm(model.blocks[-1](tokens)), pre_logits=True)
         patches = model.norm(dense_last_block(model.blocks[-1], tokens, self.features))[:, prefix:]
-        return (model.head(cls), model.head(patches)) if self.project else (cls, patches)
+        return self._finish(cls, patches)
 
-    def _probe_width(self) -> int:
+    def _finish(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """What timm does to the pooled token alone, done to the patches: the norm after average pooling, the head."""
+        if patches.ndim == 3 and isinstance(norm := getattr(self.model, "fc_norm", None), nn.Module):
+            patches = norm(patches)
+        return (self.model.head(cls), self.model.head(patches)) if self.project else (cls, patches)
+
+    def _probe_width(self, timm_name: str) -> int:
         try:
             out = self(torch.zeros(1, 3, self.image_size, self.image_size))
         except (AssertionError, RuntimeError) as error:
             raise InputError(f"image size {self.image_size} does not fit backbone {self.name}: {error}") from error
+        except (AttributeError, TypeError) as error:
+            raise InputError(f"timm's {timm_name} is of a kind that gives no patches here: {error}") from error
+        if out.grid[0] * out.grid[1] != out.patches.shape[1]:
+            raise InputError(f"backbone {self.name}: {out.patches.shape[1]} patches do not make a grid of "
+                             f"{out.grid[0]} x {out.grid[1]}: timm's {timm_name} is not supported")  # fmt: skip
         if out.cls.shape[-1] != out.patches.shape[-1]:
             raise InputError(f"backbone {self.name}: class token has {out.cls.shape[-1]} channels, patches have "
                              f"{out.patches.shape[-1]}; project={self.project} does not suit it")  # fmt: skip
         return int(out.cls.shape[-1])
+
+
+def supports_dense(model: nn.Module) -> bool:
+    """Whether the last block is timm's standard pre-norm block, as `simzss.models.dense` computes it."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential) or len(blocks) < 2 or type(blocks[-1]) is not Block:
+        return False
+    attention = blocks[-1].attn
+    return type(attention) is Attention and getattr(attention, "gate", None) is None
+
+
+def _averages_untrained(model: Any) -> bool:
+    """Whether timm averages patches though the model has a class token and no head that was trained on the average.
+
+    So for DINOv3, whose authors use the class token; models pre-trained without labels have no classifier in timm.
+    """
+    return (
+        getattr(model, "global_pool", None) == "avg"
+        and getattr(model, "cls_token", None) is not None
+        and isinstance(getattr(model, "fc_norm", None), nn.Identity)
+        and model.pretrained_cfg.get("num_classes") == 0
+    )
 
 
 def find_weights(name: str, weights: str | None) -> Path | None:
@@ -208,10 +258,14 @@ def _load_file(timm_name: str, file: Path, head: bool) -> nn.Module:
 
 
 def _build(timm_name: str, **options: Any) -> Any:
+    model: Any
     try:
-        return timm.create_model(timm_name, dynamic_img_size=True, **options)
+        model = timm.create_model(timm_name, dynamic_img_size=True, **options)
     except TypeError:  # not a ViT: takes any size as it is
-        return timm.create_model(timm_name, **options)
+        model = timm.create_model(timm_name, **options)
+    if _averages_untrained(model):
+        model.global_pool = "token"
+    return model
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -223,12 +277,11 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stride(model: Any) -> int:
-    patch_embed = getattr(model, "patch_embed", None)
-    if (
-        patch_embed is not None
-        and hasattr(patch_embed, "patch_size")
-        and getattr(model, "num_prefix_tokens", None) is not None
-    ):
-        return int(patch_embed.patch_size[0])
-    return int(model.feature_info[-1]["reduction"])
+def _stride(model: Any, timm_name: str) -> int:
+    patch_embed: Any = getattr(model, "patch_embed", None)
+    try:
+        if hasattr(patch_embed, "patch_size") and getattr(model, "num_prefix_tokens", None) is not None:
+            return int(patch_embed.patch_size[0])
+        return int(model.feature_info[-1]["reduction"])
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise InputError(f"timm's {timm_name} does not tell its stride; it cannot be a backbone") from error

@@ -9,24 +9,14 @@ ClearCLIP (Lan et al. 2024), both without residual and without MLP.
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-
-def supports_dense(model: nn.Module) -> bool:
-    """Whether the last block is timm's standard pre-norm block with one `qkv` matrix."""
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential) or len(blocks) < 2:
-        return False
-    attention = getattr(blocks[-1], "attn", None)
-    parts = ("qkv", "q_norm", "k_norm", "proj", "num_heads")
-    return all(hasattr(attention, part) for part in parts) and hasattr(blocks[-1], "norm1")
+from torch import Tensor
 
 
 def dense_last_block(block: Any, tokens: Tensor, mode: str) -> Tensor:
     """Attention part of the last block with the tokens' own similarity in place of query-key.
 
     Args:
-        block: the last transformer block.
+        block: the last transformer block, of timm's standard pre-norm kind.
         tokens: (B, T, C) input of the block, prefix tokens included.
         mode: `value` (every token attends to itself) or `self` (softmax of query . query / sqrt(d)).
 

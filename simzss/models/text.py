@@ -96,6 +96,8 @@ def rebuild_text_encoder(architecture: dict[str, Any], embed_dim: int, tokenizer
 
 
 def _scratch(embed_dim: int, layers: int, width: int, heads: int, context_length: int) -> TextEncoder:
+    if heads < 1 or width % heads:
+        raise InputError(f"text.heads={heads} does not divide text.width={width}")
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -133,12 +135,21 @@ def _pretrained(embed_dim: int, weights: str, trainable_layers: int | str, conte
         raise InputError(f"text.weights={weights} lacks {', '.join(lacking[:3])} ({len(lacking)} tensors)")
     if not isinstance(getattr(body.config, "hidden_size", None), int):
         raise InputError(f"text.weights={weights} is a {body.config.model_type} model, not a text encoder")
-    limit = int(getattr(body.config, "max_position_embeddings", context_length))
+    limit = _positions(body, default=context_length)
     if context_length > limit:
         raise InputError(f"text.context_length={context_length} is more than the {limit} positions of {weights}")
     encoder = TextEncoder(body, directory_tokenizer(path), "mean", embed_dim, context_length)
     _freeze_all_but_last(body, trainable_layers)
     return encoder
+
+
+def _positions(body: Any, default: int) -> int:
+    """Most tokens that the positions serve. RoBERTa and its kin count from the padding index on: fewer than there are
+    rows."""  # fmt: skip
+    rows = int(getattr(body.config, "max_position_embeddings", default))
+    table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
+    reserved = getattr(table, "padding_idx", None)
+    return rows if reserved is None else rows - reserved - 1
 
 
 def _freeze_all_but_last(body: nn.Module, trainable_layers: int | str) -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from simzss import config as conf
+from simzss.data.transforms import to_rgb
 from simzss.errors import InputError
 from simzss.segmentation.background import Background
 from simzss.segmentation.segmenter import Protocol, Segmenter
@@ -37,7 +38,7 @@ def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
     output.mkdir(parents=True, exist_ok=True)
     for path in images:
         try:
-            image = Image.open(path).convert("RGB")
+            image = to_rgb(Image.open(path))
         except OSError as error:
             raise InputError(f"{path} is no readable image: {error}") from error
         mask = segmenter.predict(image).mask.numpy()

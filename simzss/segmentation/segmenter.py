@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from simzss.data.transforms import short_side_transform
+from simzss.data.transforms import short_side_transform, to_rgb
 from simzss.errors import InputError, nearest
 from simzss.models.folder import load_model
 from simzss.models.simzss import SimZSS
@@ -138,7 +138,7 @@ class Segmenter:
         """Segment one photo: PIL image or (H, W, 3) uint8 array."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
-        image = image.convert("RGB")
+        image = to_rgb(image)
         classifier = self._classifier()
         similarity = self.similarity(self._resize(image))
         full = F.interpolate(similarity[None], size=(image.height, image.width), mode="bilinear", align_corners=False)[
