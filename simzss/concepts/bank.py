@@ -15,6 +15,11 @@ class Entry:
     name: str
     synonyms: tuple[str, ...] = ()
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The name and its synonyms."""
+        return (self.name, *self.synonyms)
+
 
 def read_entries(path: Path) -> list[Entry]:
     """Read a word list: one entry a line, `name, synonym, synonym`; `#` starts a comment.
@@ -59,7 +64,7 @@ class ConceptBank:
     def __init__(self, entries: Sequence[Entry], surface_forms: bool = False) -> None:
         self.entries = tuple(entries)
         self.surface_forms = surface_forms
-        self._ids = {word: i for i, entry in enumerate(self.entries) for word in (entry.name, *entry.synonyms)}
+        self._ids = {word: i for i, entry in enumerate(self.entries) for word in entry.words}
 
     @classmethod
     def from_file(cls, path: Path, exclude: Iterable[str] = (), surface_forms: bool = False) -> "ConceptBank":
@@ -70,7 +75,7 @@ class ConceptBank:
         """
         removed = {" ".join(word.lower().split()) for word in exclude}
         entries = read_entries(path)
-        kept = [entry for entry in entries if not removed.intersection((entry.name, *entry.synonyms))]
+        kept = [entry for entry in entries if not removed.intersection(entry.words)]
         if not kept:
             raise InputError(f"concept bank {path}: every entry is excluded")
         return cls(kept, surface_forms)

@@ -18,5 +18,5 @@ def excluded_words(benchmarks: Sequence[str]) -> list[str]:
         classes = str(load_choice("benchmark", name)["classes"])
         if classes.startswith("./"):
             raise InputError(f"the classes of benchmark {name} come with its data and cannot be excluded by name")
-        words += [word for entry in read_entries(find_file(classes)) for word in (entry.name, *entry.synonyms)]
+        words += [word for entry in read_entries(find_file(classes)) for word in entry.words]
     return words

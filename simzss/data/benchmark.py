@@ -138,7 +138,7 @@ class Benchmark:
     def _read_classes(self) -> tuple[tuple[str, ...], ...]:
         name = self.config.classes
         path = self.root / name if name.startswith("./") else CONF_DIR / name
-        return tuple((entry.name, *entry.synonyms) for entry in read_entries(path))
+        return tuple(entry.words for entry in read_entries(path))
 
     def _read_names(self) -> list[str]:
         """Names of the split, or of the folders; the first `limit` of them have a photo and a mask each."""

@@ -1,11 +1,23 @@
-"""The CSV log of a run, which a resumed run goes on writing."""
+"""What a run says of itself: the progress bar, and the CSV log, which a resumed run goes on writing."""
 
 import csv
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar without the version of the logger: a run's folder is its name."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:  # type: ignore[override]
+        """What the bar shows beside the rate."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class ResumableCSVLogger(CSVLogger):

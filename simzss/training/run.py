@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from simzss import config as conf
@@ -25,7 +25,7 @@ from simzss.models.folder import save_model
 from simzss.models.simzss import SimZSS
 from simzss.models.text import KINDS, build_text_encoder
 from simzss.precision import best_device, resolve_precision
-from simzss.training.logger import ResumableCSVLogger
+from simzss.training.logger import ProgressBar, ResumableCSVLogger
 from simzss.training.module import LossConfig, OptimConfig, SimZSSModule
 from simzss.training.validation import ZeroShotValidation
 
@@ -145,7 +145,7 @@ def build_trainer(
         save_last="link",  # not a second copy of the weights and the optimiser
         save_on_train_epoch_end=True,
     )
-    bar = [TQDMProgressBar(refresh_rate=10)] if options["progress_bar"] else []
+    bar = [ProgressBar(refresh_rate=10)] if options["progress_bar"] else []
     return pl.Trainer(
         accelerator=options["accelerator"],
         devices=options["devices"],
