@@ -13,7 +13,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar without the version of the logger: a run's folder is its name."""
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:  # type: ignore[override]
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the bar shows beside the rate."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
