@@ -15,6 +15,7 @@ usage:
   simzss train   [experiment=NAME] data.shards=PATTERN [key=value …]      train a text encoder
   simzss eval    model=DIR benchmark=NAME benchmark.root=DIR [key=value …] measure zero-shot segmentation
   simzss segment IMAGE… model=DIR classes="cat,dog" [key=value …]         label your photos with your words
+  simzss report  RUN RUN… [key=value …]                                   compare runs of eval on the same images
   simzss config  show VERB [key=value …]                                  print what a verb would run with
   simzss config  validate VERB [key=value …]                              check it without running
   simzss config  copy VERB FILE [key=value …]                             write it to a file of your own
@@ -23,7 +24,7 @@ usage:
 
 Every key of conf/ can be set as key=value; a group such as backbone=NAME is exchanged by its name."""
 
-VERBS = ("train", "eval", "segment", "config")
+VERBS = ("train", "eval", "segment", "report", "config")
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def dispatch(arguments: list[str]) -> None:
     elif "-h" in rest or "--help" in rest:
         _help(verb)
     else:
-        {"train": _train, "eval": _eval, "segment": _segment}[verb](rest)
+        {"train": _train, "eval": _eval, "segment": _segment, "report": _report}[verb](rest)
 
 
 def _train(overrides: list[str]) -> None:
@@ -71,31 +72,66 @@ def _eval(overrides: list[str]) -> None:
 
     results = run_evaluation(compose("eval", overrides))
     for name, result in results.items():
-        if result["mIoU"] is None:
-            print(f"{name}: no pixel counts ({result['images']} images)")
-        else:
-            print(f"{name}: mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}  ({result['images']} images)")
+        print(f"{name}: {_summary(result)}")
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """A result of an evaluation on one line."""
+    if "missing" in result:
+        return f"not measured: {result['missing']}"
+    skipped = f", {len(result['skipped'])} skipped" if result.get("skipped") else ""
+    if result.get("kind") == "retrieval":
+        ways = (("image to text", result["image_to_text"]), ("text to image", result["text_to_image"]))
+        scores = "  ".join(f"{way} " + " ".join(f"{k} {v:.1f}" for k, v in found.items()) for way, found in ways)
+        return f"{scores}  ({result['images']} images, {result['captions']} captions{skipped})"
+    if result.get("kind") == "classification":
+        return f"top-1 {result['top1']:.2f}  top-5 {result['top5']:.2f}  ({result['images']} images{skipped})"
+    images = f"({result['images']} images)"
+    if result["mIoU"] is None:
+        return f"no pixel counts {images}"
+    engineered = result.get("engineered")
+    more = f"  engineered names: mIoU {engineered['mIoU']:.2f}" if engineered else ""
+    return f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}{more}  {images}"
 
 
 def _segment(arguments: list[str]) -> None:
     from simzss.config import compose
     from simzss.segmentation.run import segment_files
 
-    # An override begins with a key; a file whose name does too is given as ./name.
-    overrides = [argument for argument in arguments if re.match(r"[A-Za-z_][\w.]*=", argument)]
-    images = [Path(argument) for argument in arguments if argument not in overrides]
-    if options := [argument for argument in arguments if argument.startswith("-")]:
-        raise InputError(f"unknown option {options[0]}; values are given as key=value")
+    overrides, images = _divided(arguments)
     for path in segment_files(compose("segment", overrides), images):
         print(path)
+
+
+def _report(arguments: list[str]) -> None:
+    from simzss.config import compose
+    from simzss.evaluation.compare import run_comparison
+
+    overrides, runs = _divided(arguments)
+    config = compose("report", overrides)
+    for item in run_comparison(config, runs).differences:
+        print(
+            f"{item.run}  {item.benchmark} ({item.names} names): {item.difference:+.2f} "
+            f"[{item.low:+.2f}, {item.high:+.2f}]  ({item.images} images)"
+        )
+    print(Path(config.output_dir) / "comparison.html")
+
+
+def _divided(arguments: list[str]) -> tuple[list[str], list[Path]]:
+    """Overrides and paths. An override begins with a key; a path whose name does too is given as ./name."""
+    overrides = [argument for argument in arguments if re.match(r"[A-Za-z_][\w.]*=", argument)]
+    paths = [Path(argument) for argument in arguments if argument not in overrides]
+    if options := [argument for argument in arguments if argument.startswith("-")]:
+        raise InputError(f"unknown option {options[0]}; values are given as key=value")
+    return overrides, paths
 
 
 def _config(arguments: list[str]) -> None:
     from simzss import config
 
     actions = ("show", "validate", "copy")
-    if len(arguments) < 2 or arguments[0] not in actions or arguments[1] not in VERBS[:3]:
-        raise InputError("usage: simzss config show|validate|copy train|eval|segment [FILE] [key=value …]")
+    if len(arguments) < 2 or arguments[0] not in actions or arguments[1] not in VERBS[:4]:
+        raise InputError("usage: simzss config show|validate|copy train|eval|segment|report [FILE] [key=value …]")
     action, root, rest = arguments[0], arguments[1], arguments[2:]
     if action == "copy":
         if not rest or "=" in rest[0]:
@@ -116,8 +152,13 @@ def _config(arguments: list[str]) -> None:
 
 
 def _validate(root: str, plain: dict[str, Any]) -> None:
+    if root == "report":
+        from simzss.evaluation.compare import check_settings as check_comparison
+
+        check_comparison(plain)
+        return
     from simzss.segmentation.background import Background
-    from simzss.segmentation.segmenter import Protocol
+    from simzss.segmentation.protocol import Protocol
 
     Protocol(**plain["protocol"])
     if root == "train":
@@ -125,8 +166,8 @@ def _validate(root: str, plain: dict[str, Any]) -> None:
 
         check_settings(plain)
     else:
-        background = plain["benchmark"]["background"] if root == "eval" else plain["background"]
-        Background(**background)
+        if root == "segment":
+            Background(**plain["background"])
 
 
 def _help(verb: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,16 @@ class BenchmarkConfig:
         image_suffix: end of a photo's file name.
         mask_suffix: end of its mask's file name.
         split: text file with one name a line, below the root; null takes every mask.
-        classes: file of class names, below the configuration folder or, if `./…`, below the root.
+        num_classes: number of classes without the background.
+        classes: file of their plain names, below the configuration folder or, if `./…`, below the root.
+        engineered: file with several names for each of the same classes, null for none.
         label_offset: added to mask values to get class indices (without the background class).
         ignore_labels: mask values that do not count.
-        background: arguments of `simzss.segmentation.background.Background`.
+        background: rule beside the plain names: arguments of `simzss.segmentation.background.Background`, whose
+            `words` may also be a file of them below the configuration folder.
+        engineered_background: rule beside the engineered names.
+        short_side: short side in pixels that a protocol, by its name, takes for this set.
+        official_images: number of images of the official set.
         limit: first so many images, null for all.
     """
 
@@ -44,10 +51,15 @@ class BenchmarkConfig:
     image_suffix: str
     mask_suffix: str
     split: str | None
+    num_classes: int | None
     classes: str
+    engineered: str | None
     label_offset: int
     ignore_labels: tuple[int, ...]
-    background: dict
+    background: dict[str, Any]
+    engineered_background: dict[str, Any]
+    short_side: dict[str, int]
+    official_images: int | None
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +89,8 @@ class Benchmark:
     def __init__(self, config: BenchmarkConfig) -> None:
         self.config = config
         self.root = self._find_root()
-        self.class_groups = self._read_classes()
+        self.class_groups = self._read_classes(config.classes)
+        self.engineered_groups = None if config.engineered is None else self._read_classes(config.engineered)
         self.names = self._read_names()
 
     def __len__(self) -> int:
@@ -135,10 +148,21 @@ class Benchmark:
         raise InputError(f"benchmark.root={root} is not the {self.config.name} layout: it needs "
                          f"{self.config.images} and {self.config.masks}")  # fmt: skip
 
-    def _read_classes(self) -> tuple[tuple[str, ...], ...]:
-        name = self.config.classes
+    def background(self, engineered: bool = False) -> dict[str, Any]:
+        """The background rule beside the plain or the engineered names, its words read."""
+        rule = dict(self.config.engineered_background if engineered else self.config.background)
+        words = rule.get("words", ())
+        if isinstance(words, str):
+            words = [word for entry in read_entries(CONF_DIR / words) for word in entry.words]
+        return rule | {"words": tuple(words)}
+
+    def _read_classes(self, name: str) -> tuple[tuple[str, ...], ...]:
         path = self.root / name if name.startswith("./") else CONF_DIR / name
-        return tuple(entry.words for entry in read_entries(path))
+        groups = tuple(entry.words for entry in read_entries(path))
+        expected = self.config.num_classes
+        if expected is not None and len(groups) != expected:
+            raise InputError(f"{path} lists {len(groups)} classes, benchmark {self.config.name} has {expected}")
+        return groups
 
     def _read_names(self) -> list[str]:
         """Names of the split, or of the folders; the first `limit` of them have a photo and a mask each."""
@@ -174,5 +198,6 @@ class Benchmark:
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
-    """Names of the files of a folder that end in `suffix`, without it."""
-    return {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
+    """Names of the files below a folder that end in `suffix`, without it; `city/name` for those in subfolders."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
+    return {path.removesuffix(suffix) for path in paths}

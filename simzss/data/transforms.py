@@ -1,6 +1,7 @@
 """Image transforms: PIL image -> uint8 tensor. Normalisation belongs to the backbone."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -28,15 +29,18 @@ def whole_transform(size: int) -> Callable[[Image.Image], Tensor]:
     return v2.Compose([v2.PILToTensor(), v2.Resize((size, size), interpolation=InterpolationMode.BICUBIC)])
 
 
-def short_side_transform(size: int, multiple: int) -> Callable[[Image.Image], Tensor]:
-    """Resize so that the short side is `size`, both sides rounded to a multiple; (3, H, W) uint8."""
+@dataclass(frozen=True)
+class ShortSide:
+    """Resize so that the short side is `size`, both sides rounded to a multiple; (3, H, W) uint8.
 
-    def apply(image: Image.Image) -> Tensor:
-        scale = size / min(image.size)
-        height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in image.size[::-1])
-        resized = v2.functional.resize(
-            v2.functional.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC
-        )
-        return resized
+    A class rather than a closure: worker processes need a copy of it.
+    """
 
-    return apply
+    size: int
+    multiple: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Resize an RGB image."""
+        scale = self.size / min(image.size)
+        sides = [max(self.multiple, round(side * scale / self.multiple) * self.multiple) for side in image.size[::-1]]
+        return v2.functional.resize(v2.functional.pil_to_tensor(image), sides, interpolation=InterpolationMode.BICUBIC)

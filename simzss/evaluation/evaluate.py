@@ -1,56 +1,135 @@
 """Run a segmenter over a benchmark."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simzss.data.benchmark import IGNORE, Benchmark, Example
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from simzss.data.benchmark import IGNORE, Benchmark
+from simzss.data.transforms import ShortSide
 from simzss.distributed import rank, world_size
+from simzss.errors import InputError
+from simzss.evaluation.counts import Counts
 from simzss.evaluation.metrics import ConfusionMatrix, scores
 from simzss.segmentation.background import Background
-from simzss.segmentation.segmenter import Prediction, Segmenter
+from simzss.segmentation.segmenter import Segmenter
 from simzss.visualize import index_mask
 
-log = logging.getLogger(__name__)
+PLAIN, ENGINEERED = "plain", "engineered"
+Visitor = Callable[[str, Tensor], None]
+_AHEAD = 4  # batches of images that are loaded together, so that images of one shape find each other
 
-Visitor = Callable[[Example, Prediction], None]
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`result`: scores and protocol as `results.json` has them; `counts` by list of names (`plain`, `engineered`)."""
+
+    result: dict[str, Any]
+    counts: dict[str, Counts]
 
 
-def evaluate(segmenter: Segmenter, benchmark: Benchmark, visit: Visitor | None = None) -> dict[str, Any]:
+def evaluate(
+    segmenter: Segmenter,
+    benchmark: Benchmark,
+    visit: Visitor | None = None,
+    engineered: bool = False,
+    num_workers: int = 0,
+) -> Evaluation:
     """Segment every image of this rank's share and score all ranks' pixels together.
 
     Args:
-        segmenter: its classes are set to the benchmark's here.
+        segmenter: how; the classes are the benchmark's.
         benchmark: photos and masks.
-        visit: called with each example and its prediction, to keep masks or overlays.
+        visit: called with each image's name and predicted mask (H, W) beside the plain names.
+        engineered: measure with the engineered names too, from the same features.
+        num_workers: processes that decode and resize; 0 for this one.
 
     Returns:
-        `mIoU`, `aAcc`, `per_class` in per cent, `images`, `protocol`; on every rank the scores of the whole set.
+        On every rank the scores of the whole set: `mIoU`, `aAcc`, `per_class` in per cent, `images`,
+        `official_images`, `protocol`, and those of the `engineered` names.
+
+    Raises:
+        InputError: a photo or a mask that cannot be used.
     """
-    background = Background(**_tuples(benchmark.config.background))
-    segmenter.set_classes(benchmark.class_groups, background)
-    metric = ConfusionMatrix(benchmark.num_labels, IGNORE).to(segmenter.device)
-    # range(rank, n, world) visits each image exactly once; a DistributedSampler would repeat some.
-    for index in range(rank(), len(benchmark), world_size()):
-        example = benchmark[index]
-        prediction = segmenter.predict(example.image)
-        metric.update(prediction.mask.to(segmenter.device), example.mask.to(segmenter.device))
-        if visit is not None:
-            visit(example, prediction)
-    result = scores(metric.compute().cpu(), segmenter.class_names)
-    return result | {"images": len(benchmark), "protocol": segmenter.describe()}
+    classifiers = {PLAIN: segmenter.classifier_of(benchmark.class_groups, Background(**benchmark.background()))}
+    if engineered and benchmark.engineered_groups is not None:
+        rule = Background(**benchmark.background(engineered=True))
+        classifiers[ENGINEERED] = segmenter.classifier_of(benchmark.engineered_groups, rule)
+    metrics = {key: ConfusionMatrix(benchmark.num_labels, IGNORE, len(benchmark)) for key in classifiers}
+    for images in _load(benchmark, segmenter, num_workers):
+        sizes = [(image.mask.shape[0], image.mask.shape[1]) for image in images]
+        predictions = segmenter.predict_resized([image.pixels for image in images], sizes, list(classifiers.values()))
+        for image, found in zip(images, predictions, strict=True):
+            for key, prediction in zip(classifiers, found, strict=True):
+                metrics[key].update(prediction.mask, image.mask, image.index)
+            if visit is not None:
+                visit(benchmark.names[image.index], found[0].mask)
+
+    results, counts = {}, {}
+    for key, classifier in classifiers.items():
+        matrix, per_image = (state.cpu() for state in metrics[key].compute())
+        # The plain name stands for the class in every list, so that columns and runs can be compared.
+        names = tuple(group[0] for group in benchmark.class_groups)
+        names = (classifier.names[0], *names) if classifier.background.present else names
+        counts[key] = Counts(tuple(benchmark.names), names, per_image, matrix)
+        results[key] = scores(matrix, names) | {"protocol": segmenter.describe(classifier)}
+    result = results[PLAIN] | {"images": len(benchmark), "official_images": benchmark.config.official_images}
+    return Evaluation(result | ({ENGINEERED: results[ENGINEERED]} if ENGINEERED in results else {}), counts)
 
 
 def mask_writer(folder: Path, num_classes: int) -> Visitor:
     """A visitor that writes each predicted index mask as `<image name>.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
 
-    def write(example: Example, prediction: Prediction) -> None:
-        index_mask(prediction.mask.numpy(), num_classes=num_classes).save(folder / f"{example.name}.png")
+    def write(name: str, mask: Tensor) -> None:
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        index_mask(mask.numpy(), num_classes=num_classes).save(path)
 
     return write
 
 
-def _tuples(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+@dataclass(frozen=True)
+class _Image:
+    """Image `index` of the benchmark: resized `pixels` (3, h, w) uint8 and its `mask` (H, W) at full size."""
+
+    index: int
+    pixels: Tensor
+    mask: Tensor
+
+
+class _Images(Dataset["_Image | InputError"]):
+    """What worker processes do: read, check and resize. An error is handed over, to be raised with its own words."""
+
+    def __init__(self, benchmark: Benchmark, resize: ShortSide) -> None:
+        self.benchmark = benchmark
+        self.resize = resize
+
+    def __getitem__(self, index: int) -> "_Image | InputError":
+        try:
+            example = self.benchmark[index]
+            return _Image(index, self.resize(example.image), example.mask.to(torch.uint8))
+        except InputError as error:
+            return error
+
+
+def _load(benchmark: Benchmark, segmenter: Segmenter, num_workers: int) -> Iterator[list[_Image]]:
+    """This rank's images, some batches at a time."""
+    if benchmark.num_labels > IGNORE:
+        raise InputError(f"benchmark {benchmark.config.name} has {benchmark.num_labels} classes; {IGNORE} fit a mask")
+    loader: DataLoader[Any] = DataLoader(
+        _Images(benchmark, segmenter.resize),
+        # range(rank, n, world) visits each image exactly once; a DistributedSampler would repeat some.
+        sampler=range(rank(), len(benchmark), world_size()),
+        batch_size=_AHEAD * segmenter.batch_size,
+        collate_fn=list,
+        num_workers=num_workers,
+    )
+    for images in loader:
+        for image in images:
+            if isinstance(image, InputError):
+                raise image
+        yield images

@@ -11,25 +11,31 @@ class ConfusionMatrix(Metric):
     """Integer confusion matrix of pixels; exact, order-free, summed over processes.
 
     `matrix[t, p]` counts pixels of class t that were labelled p. mIoU is the mean over classes that occur in truth
-    or prediction... of the data set, each counted once, not per image (Everingham et al. 2010).
+    or prediction of the data set, each counted once, not per image (Everingham et al. 2010).
 
     Args:
         num_classes: K.
         ignore_index: label of pixels that do not count.
+        num_images: n, to count per image too; 0 for not.
     """
 
     matrix: Tensor
+    per_image: Tensor
     full_state_update = False
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = 255, num_images: int = 0) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("matrix", default=zeros, dist_reduce_fx="sum")
+        counts = torch.zeros(num_images, num_classes, 3, dtype=torch.int64)
+        self.add_state("per_image", default=counts, dist_reduce_fx="sum")
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
+    def update(self, prediction: Tensor, target: Tensor, image: int | None = None) -> None:
         """Add pixels: integer labels of any equal shape; predictions in 0..K-1, targets there or `ignore_index`.
+
+        With the number of an image, `per_image[image]` counts each class's hits, predicted and true pixels.
 
         Raises:
             ValueError: a label outside.
@@ -42,11 +48,14 @@ class ConfusionMatrix(Metric):
                     f"{name} label outside 0..{self.num_classes - 1}: {int(values.min())}..{int(values.max())}"
                 )
         flat = torch.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
-        self.matrix += flat.view(self.num_classes, self.num_classes)
+        matrix = flat.view(self.num_classes, self.num_classes)
+        self.matrix += matrix
+        if image is not None:
+            self.per_image[image] += torch.stack([matrix.diag(), matrix.sum(dim=0), matrix.sum(dim=1)], dim=1)
 
-    def compute(self) -> Tensor:
-        """The (K, K) matrix."""
-        return self.matrix
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """The (K, K) matrix and the (n, K, 3) counts of each image."""
+        return self.matrix, self.per_image
 
 
 def scores(matrix: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:

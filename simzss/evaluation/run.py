@@ -1,101 +1,192 @@
-"""`simzss eval`: a model on a benchmark, to `results.json` and a report."""
+"""`simzss eval`: a model on a benchmark or on all of them, to `results.json`, a table and a page."""
 
 import json
-import random
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from PIL import Image
 
 from simzss import config as conf
-from simzss.data.benchmark import Benchmark, BenchmarkConfig, Example
+from simzss.data.benchmark import Benchmark, BenchmarkConfig
+from simzss.distributed import process_group, rank
 from simzss.errors import InputError
-from simzss.evaluation.evaluate import evaluate, mask_writer
-from simzss.evaluation.report import Curve, Overlay, Report, curves_from_csv, write_report
+from simzss.evaluation.classification import ClassificationConfig, classify
+from simzss.evaluation.confusion import Confusion
+from simzss.evaluation.counts import counts_file, save_counts
+from simzss.evaluation.evaluate import PLAIN, evaluate, mask_writer
+from simzss.evaluation.markdown import write_markdown
+from simzss.evaluation.pictures import draw_gallery
+from simzss.evaluation.published import load_published
+from simzss.evaluation.report import Report, curves_from_csv, write_report
+from simzss.evaluation.retrieval import RetrievalConfig, retrieve
 from simzss.models.folder import load_model
-from simzss.segmentation.segmenter import Prediction, Protocol, Segmenter
+from simzss.models.simzss import SimZSS
+from simzss.segmentation.protocol import Protocol
+from simzss.segmentation.refine.refinement import Refinement
+from simzss.segmentation.segmenter import Segmenter
 from simzss.training.run import build_model
-from simzss.visualize import overlay, side_by_side
+
+log = logging.getLogger(__name__)
+
+EXTREMES = 4  # worst and best photos in a report that shows any
 
 
 def run_evaluation(config: DictConfig) -> dict[str, dict[str, Any]]:
-    """Evaluate as configured; writes `results.json` and `report.html` into the output folder and returns the results.
+    """Evaluate as configured, in this process or in those that torchrun started; returns the results.
+
+    Writes `results.json`, `results.md`, `report.html` and `counts/` into the output folder.
 
     Raises:
         InputError: anything wrong with model, benchmark or configuration.
     """
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
-    if plain["overlays"] < 0:
-        raise InputError(f"overlays={plain['overlays']} must be at least 0")
-    benchmark = Benchmark(BenchmarkConfig(**plain["benchmark"]))
-    name = benchmark.config.name
+    for key, least in {"overlays": 0, "num_workers": 0, "batch_size": 1}.items():
+        if plain[key] < least:
+            raise InputError(f"{key}={plain[key]} must be at least {least}")
+    benchmarks = list(_benchmarks(plain["benchmark"]))
     output = Path(plain["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
-    model, settings = load_model(plain["model"], plain["backbone"]["weights"])
-    readout = plain["readout"] or settings["readout"]
-    protocol = Protocol(**plain["protocol"])
-    segmenter = Segmenter(model, protocol, readout, plain["precision"])
-    pictures = OverlayCollector(name, benchmark, plain["overlays"])
-    write_mask = mask_writer(output / "masks", benchmark.num_labels) if plain["save_masks"] else None
-
-    def visit(example: Example, prediction: Prediction) -> None:
-        pictures(example, prediction)
-        if write_mask is not None:
-            write_mask(example, prediction)
-
-    results = {name: evaluate(segmenter, benchmark, visit)}
-    if plain["compare_untrained"]:
-        before = settings["untrained"]
-        # The backbone that was just measured, wherever it lies now, not where it lay at training.
-        weights = str(model.backbone.weights_file) if model.backbone.weights_file else before["backbone"]["weights"]
-        untrained = build_model(before["backbone"] | {"weights": weights}, before["text"], before["seed"])
-        untrained.feature_norm.load_state_dict(model.feature_norm.state_dict())
-        results[f"{name}_untrained"] = evaluate(Segmenter(untrained, protocol, readout, plain["precision"]), benchmark)
-    (output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_report(output, plain["model"], model.backbone.name, results, pictures.drawn)
-    return results
+    with process_group():
+        model, settings = load_model(plain["model"], plain["backbone"]["weights"])
+        run = _Run(plain, output, model, settings)
+        for name, task in benchmarks:
+            if isinstance(task, Benchmark):
+                run.segment(task)
+            elif isinstance(task, RetrievalConfig):
+                run.report.results[name] = retrieve(model, task, plain["precision"], num_workers=plain["num_workers"])
+            elif isinstance(task, ClassificationConfig):
+                run.report.results[name] = classify(
+                    model, task, run.readout, plain["precision"], num_workers=plain["num_workers"]
+                )
+            else:
+                log.warning("%s: not measured: %s", name, task)
+                run.report.results[name] = {"missing": task}
+        if rank() == 0:
+            run.write()
+    return run.report.results
 
 
-class OverlayCollector:
-    """A visitor that draws some images of a benchmark, the same ones every time: photo, truth and prediction."""
+_Task = Benchmark | RetrievalConfig | ClassificationConfig | str
 
-    def __init__(self, name: str, benchmark: Benchmark, count: int) -> None:
-        self.name = name
-        self.chosen = set(random.Random(0).sample(benchmark.names, min(count, len(benchmark))))
-        self.drawn: list[Overlay] = []
 
-    def __call__(self, example: Example, prediction: Prediction) -> None:
-        """Keep a drawing if the example is one of the chosen."""
-        if example.name not in self.chosen:
+def _benchmarks(options: Mapping[str, Any]) -> Iterator[tuple[str, _Task]]:
+    """What to measure, by name; a text instead says why a set of `all` is not at hand.
+
+    Raises:
+        InputError: a set is not there, or none of all.
+    """
+    options = dict(options)
+    task = options.pop("task", "segmentation")
+    if task == "segmentation":
+        yield options["name"], Benchmark(BenchmarkConfig(**options))
+    elif task == "retrieval":
+        yield options["name"], RetrievalConfig(**options)
+    elif task == "classification":
+        yield options["name"], ClassificationConfig(**options)
+    else:
+        yield from _all_benchmarks(options)
+
+
+def _all_benchmarks(options: Mapping[str, Any]) -> Iterator[tuple[str, _Task]]:
+    root = Path(options["root"])
+    if not root.is_dir():
+        raise InputError(f"benchmark.root={root} is no folder")
+    found: list[tuple[str, _Task]] = []
+    for name in options["sets"]:
+        choice = conf.to_plain(conf.load_choice("benchmark", name)) | {"root": str(root), "limit": options["limit"]}
+        if choice.pop("task", "segmentation") != "segmentation":
+            raise InputError(f"benchmark.sets: {name} is no segmentation set")
+        try:
+            found.append((name, Benchmark(BenchmarkConfig(**choice))))
+        except InputError as error:
+            found.append((name, str(error)))
+    if all(isinstance(task, str) for _, task in found):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found)
+        raise InputError(f"benchmark.root={root} holds none of the sets ({reasons})")
+    yield from found
+
+
+@dataclass
+class _Run:
+    """One evaluation under way: its settings, its model, and the report that fills."""
+
+    plain: dict[str, Any]
+    output: Path
+    model: SimZSS
+    settings: dict[str, Any]
+    report: Report = field(default_factory=lambda: Report(title="Zero-shot segmentation", published=load_published()))
+
+    @property
+    def readout(self) -> str:
+        """How class names become vectors: as asked, else as the model was trained for."""
+        return str(self.plain["readout"] or self.settings["readout"])
+
+    def segment(self, benchmark: Benchmark) -> None:
+        """Measure a segmentation set: scores, counts, masks and drawings."""
+        name = benchmark.config.name
+        log.info("%s: %d images", name, len(benchmark))
+        segmenter = self._segmenter(self.model, benchmark)
+        masks = self.output / "masks" if "sets" not in self.plain["benchmark"] else self.output / "masks" / name
+        found = evaluate(
+            segmenter,
+            benchmark,
+            mask_writer(masks, benchmark.num_labels) if self.plain["save_masks"] else None,
+            engineered=bool(self.plain["engineered"]),
+            num_workers=self.plain["num_workers"],
+        )
+        self.report.results[name] = found.result
+        if self.plain["compare_untrained"]:
+            before = self._segmenter(self._untrained(), benchmark)
+            measured = evaluate(before, benchmark, num_workers=self.plain["num_workers"])
+            self.report.results[f"{name}_untrained"] = measured.result
+            self.report.baselines[name] = f"{name}_untrained"
+        if rank() != 0:
             return
-        names = prediction.class_names
-        drawings: list[Image.Image] = [
-            example.image,
-            overlay(example.image, example.mask.numpy(), names),
-            overlay(example.image, prediction.mask.numpy(), names),
-        ]
-        correct = prediction.mask == example.mask
-        counted = example.mask != 255
-        accuracy = 100 * float(correct[counted].float().mean()) if counted.any() else float("nan")
-        picture = side_by_side(drawings, ["photo", "truth", "prediction"])
-        self.drawn.append(Overlay(self.name, example.name, picture, f"{accuracy:.0f} % of the pixels that count"))
+        for names, counts in found.counts.items():
+            save_counts(counts_file(self.output, name, names), counts)
+        plain = found.counts[PLAIN]
+        self.report.confusions[name] = Confusion(plain.confusion, plain.classes)
+        if self.plain["overlays"]:
+            gallery = draw_gallery(segmenter, benchmark, plain, self.plain["overlays"], EXTREMES)
+            self.report.overlays.extend(gallery.random)
+            self.report.worst.extend(gallery.worst)
+            self.report.best.extend(gallery.best)
 
+    def write(self) -> None:
+        """Write results and reports."""
+        text = json.dumps(self.report.results, indent=2, ensure_ascii=False)
+        (self.output / "results.json").write_text(text + "\n", encoding="utf-8")
+        curves = Path(self.plain["model"]).parent / "metrics.csv"
+        report = replace(
+            self.report,
+            summary=[("model", str(self.plain["model"])), ("backbone", self.model.backbone.name)],
+            curves=curves_from_csv(curves) if curves.is_file() else [],
+            notes=["Scores are per cent, from one confusion matrix over all pixels of the benchmark."],
+        )
+        write_report(self.output / "report.html", report)
+        write_markdown(self.output / "results.md", report)
 
-def _write_report(
-    output: Path, model: str, backbone: str, results: dict[str, dict[str, Any]], overlays: list[Overlay]
-) -> None:
-    run = Path(model).parent
-    curves: list[Curve] = curves_from_csv(run / "metrics.csv") if (run / "metrics.csv").is_file() else []
-    baselines = {name: f"{name}_untrained" for name in results if f"{name}_untrained" in results}
-    report = Report(
-        title="Zero-shot segmentation",
-        summary=[("model", model), ("backbone", backbone)],
-        results=results,
-        baselines=baselines,
-        curves=curves,
-        overlays=overlays,
-        notes=["Scores are per cent, from one confusion matrix over all pixels of the benchmark."],
-    )
-    write_report(output / "report.html", report)
+    def _segmenter(self, model: SimZSS, benchmark: Benchmark) -> Segmenter:
+        refine = self.plain["refine"]
+        return Segmenter(
+            model,
+            Protocol(**self.plain["protocol"]).resolved(benchmark.config.short_side),
+            self.readout,
+            self.plain["precision"],
+            refinement=Refinement(**refine | {"dilations": tuple(refine["dilations"])}),
+            batch_size=self.plain["batch_size"],
+        )
+
+    def _untrained(self) -> SimZSS:
+        """The same model before training, with the feature statistics of the trained one."""
+        before = self.settings["untrained"]
+        # The backbone that was just measured, wherever it lies now, not where it lay at training.
+        file = self.model.backbone.weights_file
+        weights = str(file) if file else before["backbone"]["weights"]
+        untrained = build_model(before["backbone"] | {"weights": weights}, before["text"], before["seed"])
+        untrained.feature_norm.load_state_dict(self.model.feature_norm.state_dict())
+        return untrained

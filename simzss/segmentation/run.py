@@ -11,7 +11,9 @@ from simzss import config as conf
 from simzss.data.transforms import to_rgb
 from simzss.errors import InputError
 from simzss.segmentation.background import Background
-from simzss.segmentation.segmenter import Protocol, Segmenter
+from simzss.segmentation.protocol import Protocol
+from simzss.segmentation.refine.refinement import Refinement
+from simzss.segmentation.segmenter import Segmenter
 from simzss.visualize import index_mask, overlay
 
 
@@ -31,6 +33,7 @@ def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
         protocol=Protocol(**plain["protocol"]),
         readout=plain["readout"],
         precision=plain["precision"],
+        refinement=Refinement(**plain["refine"] | {"dilations": tuple(plain["refine"]["dilations"])}),
     )
     background = plain["background"] | {"words": tuple(plain["background"]["words"])}
     segmenter.set_classes(classes, Background(**background))

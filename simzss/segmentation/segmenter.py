@@ -1,70 +1,55 @@
 """The segmenter: a model, class names, an inference protocol; photos in, label maps out."""
 
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from simzss.data.transforms import short_side_transform, to_rgb
+from simzss.data.transforms import ShortSide, to_rgb
 from simzss.errors import InputError, nearest
 from simzss.models.folder import load_model
 from simzss.models.simzss import SimZSS
 from simzss.precision import best_device, resolve_precision
 from simzss.segmentation.background import Background
-from simzss.segmentation.classifier import Classifier, ClassNames, build_classifier
+from simzss.segmentation.classifier import Classifier, ClassNames, ClassProbabilities, build_classifier
 from simzss.segmentation.prompts import READOUTS
-from simzss.segmentation.sliding import slide
+from simzss.segmentation.protocol import WHOLE_336, Protocol
+from simzss.segmentation.refine.pamr import pamr
+from simzss.segmentation.refine.refinement import Refinement
+from simzss.segmentation.scores import Rule, ScoreMap
+from simzss.segmentation.sliding import cut
 
-INFERENCE = ("whole", "slide")
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How an image goes through the model, `conf/protocol`.
+class Prediction:
+    """Result for one image of H x W pixels, on the CPU, made when it is asked for.
 
     Args:
-        inference: `whole` image or `slide` a window over it.
-        short_side: images are resized so that the short side has so many pixels.
-        crop_size: side of a window in pixels (`slide`).
-        stride: between windows in pixels (`slide`).
-        templates: name of a set of prompt templates.
-        temperature: of the softmax over classes, where the background rule needs probabilities.
+        scores: of the image.
+        rule: what makes labels of them.
+        class_names: K names, indexed by the mask.
     """
 
-    inference: str
-    short_side: int
-    crop_size: int
-    stride: int
-    templates: str
-    temperature: float
+    def __init__(self, scores: ScoreMap, rule: Rule, class_names: tuple[str, ...]) -> None:
+        self._scores = scores
+        self._rule = rule
+        self.class_names = class_names
 
-    def __post_init__(self) -> None:
-        if self.inference not in INFERENCE:
-            raise InputError(f"protocol.inference={self.inference} is unknown; {nearest(self.inference, INFERENCE)}")
-        for name in ("short_side", "crop_size", "stride"):
-            if getattr(self, name) < 1:
-                raise InputError(f"protocol.{name}={getattr(self, name)} must be at least 1")
-        if self.stride > self.crop_size:  # pixels between the windows would have no score
-            raise InputError(f"protocol.stride={self.stride} must be at most protocol.crop_size={self.crop_size}")
-        if not self.temperature > 0:  # so that NaN is refused too
-            raise InputError(f"protocol.temperature={self.temperature} must be above 0")
+    @cached_property
+    def mask(self) -> Tensor:
+        """(H, W) int64, indices into `class_names`."""
+        return self._scores.labels(self._rule).cpu()
 
-
-WHOLE_336 = Protocol("whole", short_side=336, crop_size=336, stride=224, templates="imagenet80", temperature=0.05)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Result for one image: `logits` (K, H, W) float32 and `mask` (H, W) int64 at the image's size, on the CPU."""
-
-    logits: Tensor
-    mask: Tensor
-    class_names: tuple[str, ...]
+    @cached_property
+    def logits(self) -> Tensor:
+        """(K, H, W) float32, made when asked for: for many classes they are large."""
+        return self._rule.logits(self._scores.full()).cpu()
 
 
 class Segmenter:
@@ -80,6 +65,9 @@ class Segmenter:
         readout: how class names become vectors (`sentence`, `concept`, `both`).
         precision: `auto`, `bf16-mixed`, `32-true`.
         device: where to run; the model is moved there. Default: the accelerator when there is one.
+        refinement: what follows the edges of the photo after classifying.
+        batch_size: images or windows at a time. Eight keep a ViT's activations within what the CPU's memory
+            allocator hands out without asking the system each time; a GPU wants more.
     """
 
     def __init__(
@@ -89,20 +77,26 @@ class Segmenter:
         readout: str = "concept",
         precision: str = "auto",
         device: torch.device | None = None,
+        refinement: Refinement | None = None,
+        batch_size: int = 8,
     ) -> None:
         if readout not in READOUTS:
             raise InputError(f"readout={readout} is unknown; {nearest(readout, READOUTS)}")
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1")
         self.device = device if device is not None else best_device()
         self.model = model.to(self.device).eval()
-        self.protocol = protocol
+        self.protocol = protocol.resolved()
         self.readout = readout
         self.precision = resolve_precision(precision, self.device)
         model.backbone.use_precision(self.precision)
+        self.refinement = refinement or Refinement()
+        self.batch_size = batch_size
         self.classifier: Classifier | None = None
-        stride = model.backbone.stride
-        if protocol.inference == "slide":
-            model.backbone.check_size(protocol.crop_size, protocol.crop_size)
-        self._resize = short_side_transform(protocol.short_side, stride)
+        if self.protocol.inference == "slide":
+            model.backbone.check_size(self.protocol.crop_size, self.protocol.crop_size)
+        assert self.protocol.short_side is not None
+        self.resize = ShortSide(self.protocol.short_side, model.backbone.stride)
 
     @classmethod
     def from_pretrained(
@@ -118,60 +112,109 @@ class Segmenter:
         Raises:
             InputError: no class, an empty name, a name twice.
         """
-        self.classifier = build_classifier(
+        self.classifier = self.classifier_of(classes, background)
+        return self
+
+    def classifier_of(self, classes: ClassNames, background: Background | None = None) -> Classifier:
+        """What `set_classes` makes of names, without setting it."""
+        return build_classifier(
             self.model,
             classes,
             background=background or Background(),
             template_set=self.protocol.templates,
             readout=self.readout,
             temperature=self.protocol.temperature,
+            merge=self.protocol.merge,
         )
-        return self
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names by index of the mask."""
         return self._classifier().names
 
-    @torch.no_grad()
     def predict(self, image: Image.Image | np.ndarray) -> Prediction:
         """Segment one photo: PIL image or (H, W, 3) uint8 array."""
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        image = to_rgb(image)
-        classifier = self._classifier()
-        similarity = self.similarity(self._resize(image))
-        full = F.interpolate(similarity[None], size=(image.height, image.width), mode="bilinear", align_corners=False)[
-            0
-        ]
-        logits = classifier.logits(full)
-        return Prediction(logits.cpu(), logits.argmax(dim=0).cpu(), classifier.names)
+        return self.predict_batch([image])[0]
 
     @torch.no_grad()
-    def similarity(self, image: Tensor) -> Tensor:
-        """Cosines of a resized image (3, H, W) uint8 with classes and background words.
+    def predict_batch(self, images: Sequence[Image.Image | np.ndarray]) -> list[Prediction]:
+        """Segment several photos of any sizes at once."""
+        photos = [to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image) for image in images]
+        sizes = [(photo.height, photo.width) for photo in photos]
+        predictions = self.predict_resized([self.resize(photo) for photo in photos], sizes, [self._classifier()])
+        return [prediction for (prediction,) in predictions]
+
+    @torch.no_grad()
+    def predict_resized(
+        self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], classifiers: Sequence[Classifier]
+    ) -> list[list[Prediction]]:
+        """Segment images that `resize` made, by several classifiers; the backbone sees each window once.
+
+        Args:
+            images: (3, h, w) uint8 each, of any sizes that suit the backbone.
+            sizes: height and width of each photo, those of the masks.
+            classifiers: of class names.
 
         Returns:
-            (S, h, w) float32: the patch grid for `whole`, pixels for `slide`.
+            For each image a prediction by each classifier.
         """
-        image = image.to(self.device)
-        if self.protocol.inference == "slide":
-            return slide(image, self.protocol.crop_size, self.protocol.stride, self._window_similarity)
-        return self._window_similarity(image[None])[0]
+        slide = self.protocol.inference == "slide"
+        cuts = [
+            cut(image, self.protocol.crop_size, self.protocol.stride) if slide else ([(0, 0)], [image])
+            for image in images
+        ]
+        similarities = self._similarities([window for _, windows in cuts for window in windows], classifiers)
+        predictions = []
+        for (places, windows), image, size in zip(cuts, images, sizes, strict=True):
+            own = [next(similarities) for _ in windows]
+            shapes = (places if slide else None, _shape(windows[0]), _shape(image))
+            predictions.append(
+                [
+                    self._prediction(partial(ScoreMap, torch.stack(scores), *shapes), image, size, classifier)
+                    for scores, classifier in zip(zip(*own, strict=True), classifiers, strict=True)
+                ]
+            )
+        return predictions
 
-    def _window_similarity(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, S, h, w)."""
-        features = self.model.feature_norm(self.model.backbone(images))
-        return self._classifier().similarity(features.patches).unflatten(-1, features.grid)
+    def _prediction(
+        self, scores_at: Callable[[tuple[int, int]], ScoreMap], image: Tensor, size: tuple[int, int], rule: Classifier
+    ) -> Prediction:
+        """What scores, which can be had at any size, say of an image of `size`; refined at the resized image's size."""
+        if self.refinement.kind == "none":
+            return Prediction(scores_at(size), rule, rule.names)
+        probabilities = rule.logits(scores_at(_shape(image)).full()).softmax(dim=0)
+        colours = image.to(self.device).float()
+        refined = pamr(colours, probabilities, self.refinement.iterations, self.refinement.dilations)
+        scores = ScoreMap(refined[None], None, _shape(image), _shape(image), size)
+        return Prediction(scores, ClassProbabilities(), rule.names)
+
+    def _similarities(self, windows: Sequence[Tensor], classifiers: Sequence[Classifier]) -> Iterator[list[Tensor]]:
+        """For each window (3, h, w) the (S, h', w') cosines of each classifier; windows of one shape go together."""
+        by_shape: defaultdict[torch.Size, list[int]] = defaultdict(list)
+        for index, window in enumerate(windows):
+            by_shape[window.shape].append(index)
+        found: dict[int, list[Tensor]] = {}
+        for indices in by_shape.values():
+            for start in range(0, len(indices), self.batch_size):
+                chunk = indices[start : start + self.batch_size]
+                features = self.model.encode_image(torch.stack([windows[index] for index in chunk]).to(self.device))
+                scores = [c.similarity(features.patches).unflatten(-1, features.grid) for c in classifiers]
+                found |= {index: [part[row] for part in scores] for row, index in enumerate(chunk)}
+        return (found[index] for index in range(len(windows)))
 
     def _classifier(self) -> Classifier:
         if self.classifier is None:
             raise InputError("no classes yet: call set_classes first")
         return self.classifier
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, classifier: Classifier | None = None) -> dict[str, Any]:
         """The protocol as recorded with every result."""
-        classifier = self._classifier()
-        background = asdict(classifier.background)
+        background = (classifier or self._classifier()).background
         facts = asdict(self.protocol) | {"readout": self.readout, "precision": self.precision}
-        return facts | {"background": background | {"words": list(classifier.background.words)}}
+        facts |= {"refine": asdict(self.refinement) if self.refinement.kind != "none" else "none"}
+        return facts | {"background": asdict(background) | {"words": list(background.words)}}
+
+
+def _shape(image: Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return image.shape[-2], image.shape[-1]

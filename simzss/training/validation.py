@@ -1,15 +1,19 @@
 """Zero-shot mIoU while training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import nn
 
 from simzss import config as conf
 from simzss.data.benchmark import Benchmark, BenchmarkConfig
 from simzss.errors import InputError
 from simzss.evaluation.evaluate import evaluate
-from simzss.segmentation.segmenter import Protocol, Segmenter
+from simzss.segmentation.background import Background
+from simzss.segmentation.protocol import Protocol
+from simzss.segmentation.segmenter import Segmenter
 from simzss.training.module import SimZSSModule
 
 
@@ -37,15 +41,35 @@ class ZeroShotValidation(pl.Callback):
             raise InputError(f"value missing: give validation.root=…, the folder of {options['benchmark']}")
         chosen = conf.to_plain(conf.load_choice("benchmark", options["benchmark"]))
         chosen |= {"root": options["root"], "limit": options["limit"]}
-        return cls(Benchmark(BenchmarkConfig(**chosen)), Protocol(**protocol), precision, options["every_n_epochs"])
+        benchmark = Benchmark(BenchmarkConfig(**chosen))
+        resolved = Protocol(**protocol).resolved(benchmark.config.short_side)
+        return cls(benchmark, resolved, precision, options["every_n_epochs"])
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Segment one image: what is wrong with the settings must not wait for the end of an epoch."""
+        assert isinstance(pl_module, SimZSSModule)
+        readout = "concept" if pl_module.loss.concept_weight > 0 else "sentence"
+        with _evaluating(pl_module.model):
+            self.segmenter = Segmenter(pl_module.model, self.protocol, readout, self.precision, pl_module.device)
+            self.segmenter.set_classes(self.benchmark.class_groups, Background(**self.benchmark.background()))
+            _ = self.segmenter.predict(self.benchmark[0].image).mask
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate on all ranks together."""
-        assert isinstance(pl_module, SimZSSModule)
         if (trainer.current_epoch + 1) % self.every_n_epochs:
             return
-        readout = "concept" if pl_module.loss.concept_weight > 0 else "sentence"
-        segmenter = Segmenter(pl_module.model, self.protocol, readout, self.precision, pl_module.device)
-        result = evaluate(segmenter, self.benchmark)
+        with _evaluating(self.segmenter.model):
+            result = evaluate(self.segmenter, self.benchmark).result
         pl_module.log(f"val/miou/{self.benchmark.config.name}", result["mIoU"], prog_bar=True, rank_zero_only=True)
-        pl_module.model.train()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every part as it was: training must not depend on what watches it."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

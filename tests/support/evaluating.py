@@ -2,41 +2,34 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-import simzss.evaluation.evaluate as evaluation
 from simzss.config import load_choice, to_plain
 from simzss.data.benchmark import Benchmark, BenchmarkConfig
+from simzss.evaluation.evaluate import evaluate
 from simzss.models.folder import load_model
-from simzss.segmentation.segmenter import Protocol, Segmenter
+from simzss.segmentation.protocol import WHOLE_336
+from simzss.segmentation.segmenter import Segmenter
 
 LIMITS = (None, 1)
+PARTS = ("confusion", "per_image")
 
 
 def evaluated(folder: Path, limit: int | None) -> dict:
     """Scores, confusion matrix and visited images of this process: model `run/model` on the VOC layout in `voc`."""
     options = to_plain(load_choice("benchmark", "voc20")) | {"root": str(folder / "voc"), "limit": limit}
     model, _ = load_model(folder / "run" / "model")
-    whole = Protocol("whole", short_side=64, crop_size=64, stride=32, templates="photo", temperature=0.05)
+    whole = replace(WHOLE_336, short_side=64, crop_size=64, stride=32, templates="photo")
     segmenter = Segmenter(model, whole, "concept", "32-true", torch.device("cpu"))
-    matrices: list[torch.Tensor] = []
     visited: list[str] = []
-    original = evaluation.scores
-
-    def spy(matrix, names):
-        matrices.append(matrix.clone())
-        return original(matrix, names)
-
-    evaluation.scores = spy
-    try:
-        benchmark = Benchmark(BenchmarkConfig(**options))
-        result = evaluation.evaluate(segmenter, benchmark, lambda example, _: visited.append(example.name))
-    finally:
-        evaluation.scores = original
-    return {"matrix": matrices[0], "visited": visited, "result": json.dumps(result)}
+    benchmark = Benchmark(BenchmarkConfig(**options))
+    found = evaluate(segmenter, benchmark, lambda name, _: visited.append(name), engineered=True)
+    counts = {f"{names} {part}": getattr(counts, part) for names, counts in found.counts.items() for part in PARTS}
+    return {"counts": counts, "visited": visited, "result": json.dumps(found.result)}
 
 
 def worker(rank: int, world: int, folder: Path, address: Path, path: Path) -> None:

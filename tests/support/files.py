@@ -87,6 +87,12 @@ def make_shards(folder: Path, sizes: Sequence[int]) -> list[str]:
     return paths
 
 
+def break_off(shard: str, key: str) -> None:
+    """Cut a shard in the image of one of its samples."""
+    whole = Path(shard).read_bytes()
+    Path(shard).write_bytes(whole[: whole.index(f"{key}.png".encode()) + 700])
+
+
 def annotation(**changes: Any) -> bytes:
     """The JSON member of a sample, with changes."""
     record = {"format_version": 1, "pipeline": PIPELINE, "captions": [{"text": "a dog", "concepts": []}]}

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from simzss import __version__, cli
-from simzss.config import compose, to_plain
+from simzss.config import choices, compose, to_plain
 from simzss.errors import InputError, nearest
 from simzss.segmentation.run import parse_classes
 from tests.support.files import make_image_folder
@@ -108,11 +108,19 @@ def test_help_of_a_verb_lists_keys_and_choices(run, verb):
     code, out, err = run(verb, "data.nothing=1", "--help")
     assert (code, err) == (0, "")
     assert (ROOT / "conf" / f"{verb}.yaml").read_text(encoding="utf-8") in out
-    assert "protocol: tcl, whole" in out
+    assert f"protocol: {', '.join(choices('protocol'))}" in out
     assert ("loss: lit, release, simzss" in out) == (verb == "train")
 
 
-@pytest.mark.parametrize(("word", "verb"), [("trian", "train"), ("segmnet", "segment"), ("evaluate", "eval")])
+def test_help_of_report(run):
+    code, out, err = run("report", "a", "--help")
+    assert (code, err) == (0, "")
+    assert out.strip() == (ROOT / "conf" / "report.yaml").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"), [("trian", "train"), ("segmnet", "segment"), ("evaluate", "eval"), ("reprot", "report")]
+)
 def test_unknown_verb(run, word, verb):
     refused(run(word, "seed=1"), f"'{word}'", verb)
 
@@ -146,6 +154,8 @@ def test_config_validate(run):
     refused(run("config", "validate", "train", "data.shards=x", "text=pretrained"), "text.weights=")
     refused(run("config", "validate", "eval", "benchmark=voc20"), "benchmark.root=", "model=")
     refused(run("config", "validate", "train", "data.shard=x"), "'data.shard'", "data.shards")
+    assert run("config", "validate", "report") == (0, "valid\n", "")
+    refused(run("config", "validate", "report", "confidence=95"), "confidence=95")
 
 
 @pytest.mark.parametrize(

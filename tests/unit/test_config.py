@@ -21,7 +21,7 @@ from simzss.config import (
 )
 from simzss.errors import InputError
 
-ROOTS = {"train": [], "eval": ["benchmark=voc20"], "segment": []}
+ROOTS = {"train": [], "eval": ["benchmark=voc20"], "segment": [], "report": []}
 FILES = sorted(str(path.relative_to(CONF_DIR)) for path in CONF_DIR.glob("*/*.yaml"))
 
 

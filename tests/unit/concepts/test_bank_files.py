@@ -10,7 +10,12 @@ NAMES = CONF / "names"
 BANKS = CONF / "concepts" / "banks"
 
 COUNTS = {"voc20": 20, "context59": 59, "coco_things": 80, "coco_stuff": 171, "cityscapes": 19, "ade20k": 150}
-FILES = [*(NAMES / f"{name}.txt" for name in COUNTS), BANKS / "benchmarks.txt", BANKS / "everyday.txt"]
+FILES = [
+    *(NAMES / f"{name}.txt" for name in COUNTS),
+    BANKS / "benchmarks.txt",
+    BANKS / "everyday.txt",
+    NAMES / "background.txt",
+]
 
 # Adjectives that COCO-Stuff uses as class names: nobody writes them as a noun, so no bank line is made for them.
 NOT_NOUNS = {"solid", "structural"}

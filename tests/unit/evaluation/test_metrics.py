@@ -48,7 +48,7 @@ def approximately(found: dict, expected: dict) -> bool:
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_against_pixel_sets(seed):
     prediction, target = labels(seed)
-    assert approximately(scores(measured((prediction, target)).compute(), NAMES), by_hand(prediction, target))
+    assert approximately(scores(measured((prediction, target)).compute()[0], NAMES), by_hand(prediction, target))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -56,7 +56,7 @@ def test_miou_against_torchmetrics(seed):
     prediction, target = labels(seed, classes=range(K) if seed < 3 else (0, 2, 3))
     reference = MulticlassJaccardIndex(K, average="macro", ignore_index=255)
     reference.update(torch.from_numpy(prediction), torch.from_numpy(target))
-    found = scores(measured((prediction, target)).compute(), NAMES)["mIoU"]
+    found = scores(measured((prediction, target)).compute()[0], NAMES)["mIoU"]
     assert found == pytest.approx(100 * float(reference.compute()), rel=1e-5)
 
 
@@ -64,40 +64,40 @@ def test_rows_are_truth_and_columns_prediction():
     prediction, target = np.array([[1, 1, 2, 0]]), np.array([[0, 1, 0, 255]])
     expected = torch.zeros(K, K, dtype=torch.int64)
     expected[0, 1] = expected[1, 1] = expected[0, 2] = 1
-    assert torch.equal(measured((prediction, target)).compute(), expected)
+    assert torch.equal(measured((prediction, target)).compute()[0], expected)
 
 
 def test_images_add_up_in_any_order_and_none_counts_more_than_its_pixels():
     pairs = [labels(0, (1, 30, 30)), labels(1, (1, 5, 4)), labels(2, (1, 9, 9))]
     one, two = measured(*pairs), measured(*reversed(pairs))
-    assert torch.equal(one.compute(), two.compute())
+    assert torch.equal(one.compute()[0], two.compute()[0])
     flat = [np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1)]
-    assert approximately(scores(one.compute(), NAMES), by_hand(*flat))
+    assert approximately(scores(one.compute()[0], NAMES), by_hand(*flat))
 
 
 def test_absent_class_has_no_iou_and_no_part_in_the_mean():
     prediction, target = labels(3, classes=(0, 2, 4))
-    found = scores(measured((prediction, target)).compute(), NAMES)
+    found = scores(measured((prediction, target)).compute()[0], NAMES)
     assert [found["per_class"][NAMES[k]] is None for k in range(K)] == [False, True, False, True, False, True]
     present = [value for value in found["per_class"].values() if value is not None]
     assert found["mIoU"] == pytest.approx(sum(present) / 3)
 
 
 def test_class_that_is_only_predicted_or_only_there_counts_as_zero():
-    found = scores(measured((np.array([0, 0, 1]), np.array([0, 2, 0]))).compute(), NAMES)
+    found = scores(measured((np.array([0, 0, 1]), np.array([0, 2, 0]))).compute()[0], NAMES)
     assert found["per_class"] == {NAMES[0]: pytest.approx(100 / 3), NAMES[1]: 0, NAMES[2]: 0} | dict.fromkeys(NAMES[3:])
     assert found["mIoU"] == pytest.approx(100 / 9)
 
 
 def test_class_predicted_only_where_pixels_do_not_count_is_absent():
-    found = scores(measured((np.array([0, 5]), np.array([0, 255]))).compute(), NAMES)
+    found = scores(measured((np.array([0, 5]), np.array([0, 255]))).compute()[0], NAMES)
     assert found["per_class"][NAMES[5]] is None
     assert found["mIoU"] == found["aAcc"] == 100
 
 
 def test_nothing_counted():
     metric = measured((np.array([0, 5]), np.array([255, 255])))
-    assert scores(metric.compute(), NAMES) == {"mIoU": None, "aAcc": None, "per_class": dict.fromkeys(NAMES)}
+    assert scores(metric.compute()[0], NAMES) == {"mIoU": None, "aAcc": None, "per_class": dict.fromkeys(NAMES)}
 
 
 @pytest.mark.parametrize(
@@ -115,20 +115,20 @@ def test_label_outside_the_classes(prediction, target, says):
     metric = ConfusionMatrix(K)
     with pytest.raises(ValueError, match=says):
         metric.update(torch.tensor(prediction), torch.tensor(target))
-    assert int(metric.compute().sum()) == 0
+    assert int(metric.compute()[0].sum()) == 0
 
 
 def test_prediction_where_pixels_do_not_count_may_be_anything():
     metric = ConfusionMatrix(K)
     metric.update(torch.tensor([255, 3]), torch.tensor([255, 3]))
-    assert int(metric.compute().sum()) == 1
+    assert int(metric.compute()[0].sum()) == 1
 
 
 def test_other_ignored_label_and_small_integer_types():
     metric = ConfusionMatrix(K, ignore_index=0)
     metric.update(torch.tensor([1, 5, 5], dtype=torch.uint8), torch.tensor([0, 5, 4], dtype=torch.uint8))
-    assert metric.compute()[5, 5] == metric.compute()[4, 5] == 1
-    assert int(metric.compute().sum()) == 2
+    assert metric.compute()[0][5, 5] == metric.compute()[0][4, 5] == 1
+    assert int(metric.compute()[0].sum()) == 2
 
 
 def test_counts_are_exact_where_floats_are_not():
@@ -138,11 +138,28 @@ def test_counts_are_exact_where_floats_are_not():
     metric = ConfusionMatrix(K)
     metric.matrix += matrix
     metric.update(torch.tensor([0]), torch.tensor([0]))
-    assert int(metric.compute()[0, 0]) == 2**24 + 1
+    assert int(metric.compute()[0][0, 0]) == 2**24 + 1
 
 
 def test_reset():
     metric = measured(labels(0))
     metric.reset()
     metric.update(torch.tensor([3]), torch.tensor([4]))
-    assert metric.compute().nonzero().tolist() == [[4, 3]]
+    assert metric.compute()[0].nonzero().tolist() == [[4, 3]]
+
+
+def test_counts_of_each_image():
+    """Images in any order; what is no image's own still counts for the whole."""
+    metric = ConfusionMatrix(K, num_images=3)
+    pairs = {2: labels(0), 0: labels(1)}
+    for image, (prediction, target) in pairs.items():
+        metric.update(torch.tensor(prediction), torch.tensor(target), image)
+    matrix, per_image = metric.compute()
+    assert per_image.shape == (3, K, 3) and not per_image[1].any()
+    for image, (prediction, target) in pairs.items():
+        counted = target != 255
+        for k in range(K):
+            hit = ((prediction == k) & (target == k) & counted).sum()
+            expected = [hit, ((prediction == k) & counted).sum(), ((target == k) & counted).sum()]
+            assert per_image[image, k].tolist() == expected
+    assert torch.equal(per_image.sum(dim=0)[:, 0], matrix.diag())

@@ -115,7 +115,8 @@ def cosines(count: int, seed: int = 0) -> np.ndarray:
 def classifier(count: int, background: Background) -> Classifier:
     names = tuple(f"class {i}" for i in range(count))
     names = ("background", *names) if background.present else names
-    return Classifier(names, torch.eye(count + len(background.words), 16), background, TEMPERATURE)
+    rows = count + len(background.words)
+    return Classifier(names, torch.eye(rows, 16), (1,) * rows, background, TEMPERATURE)
 
 
 def test_similarity_is_the_cosine():
@@ -174,3 +175,43 @@ def test_best_background_word_goes_to_class_0():
             assert logits[1:, y, x].tolist() == pytest.approx([value / TEMPERATURE for value in one[:3]], rel=1e-4)
             seen.add(best)
     assert seen == {0, 1, 2, 3, 4}
+
+
+BOTH = Background("both", threshold=0.4, words=WORDS)
+
+
+@pytest.mark.parametrize("background", [Background(), THRESHOLD, Background("words", words=WORDS), BOTH])
+def test_decisions_are_the_argmax_of_the_logits(background):
+    found = classifier(4, background)
+    given = torch.tensor(cosines(4 + len(background.words), seed=3)).float()
+    labels = found.decide(given)
+    assert torch.equal(labels, found.logits(given).argmax(dim=0))
+    assert len(labels.unique()) >= 4
+    if found.prunable:
+        rows = torch.arange(len(given))[given.flatten(1).amax(dim=1) > 0.1]
+        assert torch.equal(found.decide(given[rows], rows), labels) or len(rows) < len(given)
+
+
+def test_words_and_threshold():
+    given = torch.tensor(cosines(6, seed=5)).float()
+    labels = classifier(4, BOTH).decide(given)
+    probability = (given / TEMPERATURE).softmax(dim=0)
+    best, row = probability.max(dim=0)
+    assert torch.equal(labels, torch.where((row >= 4) | (best < 0.4), 0, row + 1))
+    assert ((row >= 4) & (best > 0.4)).any() and ((row < 4) & (best < 0.4)).any()
+
+
+def test_several_vectors_of_a_class_score_as_their_best():
+    found = build_classifier(
+        scratch_model(),
+        [["cat", "kitten"], "dog"],
+        background=Background("words", words=WORDS),
+        template_set="photo",
+        readout="concept",
+        temperature=TEMPERATURE,
+        merge="max",
+    )
+    patches = torch.nn.functional.normalize(torch.randn(1, 7, 64), dim=-1)
+    similarity = found.similarity(patches)[0].double().numpy()
+    flat = vectors("cat", "kitten", "dog", *WORDS) @ patches[0].double().numpy().T
+    np.testing.assert_allclose(similarity, np.stack([flat[:2].max(axis=0), *flat[2:]]), rtol=0, atol=1e-5)

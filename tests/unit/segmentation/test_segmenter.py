@@ -10,7 +10,10 @@ from simzss.models.folder import save_model
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.background import Background
 from simzss.segmentation.prompts import embed_names, templates
-from simzss.segmentation.segmenter import Protocol, Segmenter
+from simzss.segmentation.protocol import Protocol
+from simzss.segmentation.refine.pamr import pamr
+from simzss.segmentation.refine.refinement import Refinement
+from simzss.segmentation.segmenter import Segmenter
 from tests.support.files import picture
 from tests.support.models import (
     backbone_options,
@@ -27,7 +30,7 @@ CPU = torch.device("cpu")
 
 def protocol(**changes) -> Protocol:
     options = {"inference": "whole", "short_side": 64, "crop_size": 64, "stride": 32, "templates": "photo"}
-    return Protocol(**(options | {"temperature": 0.05} | changes))
+    return Protocol(**(options | {"name": "test", "merge": "mean", "temperature": 0.05} | changes))
 
 
 def segmenter(model: SimZSS | None = None, background: Background | None = None, classes=None, **changes) -> Segmenter:
@@ -168,6 +171,59 @@ def test_odd_sizes(inference, size):
     assert found.logits.isfinite().all() and found.mask.max() < 3
 
 
+@pytest.mark.parametrize("inference", ["whole", "slide"])
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_batches_are_the_images_one_by_one(inference, batch_size):
+    images = [picture(seed, size) for seed, size in enumerate([(80, 64), (64, 80), (80, 64), (33, 20), (81, 64)])]
+    made = Segmenter(scratch_model(), protocol(inference=inference), "concept", "32-true", CPU, None, batch_size)
+    together = made.set_classes(NAMES).predict_batch(images)
+    for image, found in zip(images, together, strict=True):
+        alone = segmenter(inference=inference).predict(image)
+        torch.testing.assert_close(found.logits, alone.logits, rtol=1e-4, atol=1e-4)
+        assert (found.mask == alone.mask).float().mean() > 0.999 and found.mask.shape == image.size[::-1]
+
+
+def test_several_classifiers_share_the_features():
+    made = segmenter()
+    image = picture(1, (40, 40))
+    classifiers = [made.classifier_of(NAMES), made.classifier_of(["tree", "cat"])]
+    ((first, second),) = made.predict_resized([made.resize(image)], [(40, 40)], classifiers)
+    assert torch.equal(first.mask, made.predict(image).mask)
+    assert torch.equal(second.mask, made.set_classes(["tree", "cat"]).predict(image).mask)
+
+
+@pytest.mark.parametrize("inference", ["whole", "slide"])
+def test_refinement_works_on_the_resized_image(inference):
+    """PAMR on the class probabilities of the resized image, background among them; then up to the photo's size."""
+    image = picture(1, (75, 90))
+    rule = Background("threshold", threshold=0.34)
+    coarse = segmenter(background=rule, inference=inference)
+    pixels = coarse.resize(image)
+    ((flat,),) = coarse.predict_resized([pixels], [(pixels.shape[1], pixels.shape[2])], [coarse.classifier])
+    probabilities = pamr(pixels.float(), flat.logits.softmax(dim=0), 3, (2, 5))
+    full = torch.nn.functional.interpolate(probabilities[None], size=(90, 75), mode="bilinear")[0]
+    refined = Segmenter(
+        scratch_model(), protocol(inference=inference), "concept", "32-true", CPU, Refinement("pamr", 3, (2, 5))
+    )
+    found = refined.set_classes(NAMES, rule).predict(image)
+    torch.testing.assert_close(found.logits.exp(), full, rtol=1e-4, atol=1e-5)
+    assert (found.mask == full.argmax(dim=0)).float().mean() > 0.999
+    assert (found.mask != coarse.predict(image).mask).float().mean() > 0.01
+    assert refined.describe()["refine"] == {"kind": "pamr", "iterations": 3, "dilations": (2, 5)}
+
+
+def test_best_of_several_names():
+    """With `merge=max` a class scores as the best of its names, patch by patch."""
+    image = picture(2, (64, 64))
+    flat = segmenter(classes=["cat", "kitten", "dog"]).predict(image).logits
+    found = segmenter(classes=[["cat", "kitten"], "dog"], merge="max", short_side=64).predict(image)
+    assert found.logits.shape == (2, 64, 64)
+    torch.testing.assert_close(found.logits[1], flat[2], rtol=1e-4, atol=1e-4)
+    assert (found.logits[0] >= flat[:2].amax(dim=0) - 1e-4).all()  # the maximum comes before the interpolation
+    centre = (slice(8, None, 16), slice(8, None, 16))  # pixel beside a patch's centre: hardly any interpolation
+    torch.testing.assert_close(found.logits[0][centre], flat[:2].amax(dim=0)[centre], rtol=0, atol=0.05)
+
+
 # Kinds of image ---------------------------------------------------------------------------------------------------
 
 
@@ -264,14 +320,17 @@ def test_from_pretrained(tmp_path):
 def test_described_for_the_record():
     made = segmenter(background=Background("words", words=("sky",)))
     assert made.describe() == {
+        "name": "test",
         "inference": "whole",
         "short_side": 64,
         "crop_size": 64,
         "stride": 32,
         "templates": "photo",
+        "merge": "mean",
         "temperature": 0.05,
         "readout": "concept",
         "precision": "32-true",
+        "refine": "none",
         "background": {"kind": "words", "threshold": 0.0, "words": ["sky"]},
     }
 

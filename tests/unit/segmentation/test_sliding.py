@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from simzss.segmentation.sliding import slide, windows
+from simzss.segmentation.scores import ScoreMap
+from simzss.segmentation.sliding import cut, windows
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,28 @@ def plain(image: torch.Tensor, size: int, stride: int, score) -> np.ndarray:
     return total / count
 
 
-@pytest.mark.parametrize(
-    ("shape", "size", "stride"),
-    [((16, 16), 8, 4), ((17, 23), 8, 4), ((17, 23), 8, 8), ((17, 23), 9, 5), ((5, 23), 8, 4), ((6, 5), 8, 4)],
-)
+def slide(image: torch.Tensor, size: int, stride: int, score, target: tuple[int, int] | None = None) -> ScoreMap:
+    """The scores of an image's windows, at its own size or another."""
+    places, crops = cut(image, size, stride)
+    shape = (image.shape[1], image.shape[2])
+    return ScoreMap(score(torch.stack(crops)), places, tuple(crops[0].shape[1:]), shape, target or shape)
+
+
+class Best:
+    """The index of the largest score."""
+
+    def __init__(self, prunable: bool) -> None:
+        self.prunable = prunable
+
+    def decide(self, scores, rows=None):
+        best = scores.argmax(dim=0)
+        return best if rows is None else rows[best]
+
+
+SHAPES = [((16, 16), 8, 4), ((17, 23), 8, 4), ((17, 23), 8, 8), ((17, 23), 9, 5), ((5, 23), 8, 4), ((6, 5), 8, 4)]
+
+
+@pytest.mark.parametrize(("shape", "size", "stride"), SHAPES)
 @pytest.mark.parametrize("pooled", [False, True])
 def test_same_as_a_plain_loop(shape, size, stride, pooled):
     image = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
@@ -89,17 +108,47 @@ def test_same_as_a_plain_loop(shape, size, stride, pooled):
         found = linear(crops)
         return torch.nn.functional.adaptive_avg_pool2d(found, (3, 2)) if pooled else found
 
-    result = slide(image, size, stride, score, batch=3)
+    result = slide(image, size, stride, score).full()
     assert result.shape == (2, *shape)
     assert result.dtype == torch.float32
     np.testing.assert_allclose(result.numpy(), plain(image, size, stride, score), rtol=1e-5, atol=1e-5)
 
 
-def test_batch_of_windows_makes_no_difference():
-    image = torch.randn(3, 21, 30, generator=torch.Generator().manual_seed(0))
-    results = [slide(image, 8, 5, linear, batch=batch) for batch in (1, 4, 100)]
-    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(results[0], results[2], rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("target", [(16, 16), (40, 9), (61, 80), (3, 5), (1, 1)])
+@pytest.mark.parametrize(("shape", "size", "stride"), SHAPES)
+def test_windows_are_averaged_before_the_last_interpolation(shape, size, stride, target):
+    image = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    result = slide(image, size, stride, linear, target).full()
+    expected = interpolate(plain(image, size, stride, linear), target)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "tile"),
+    [((48, 48), 7), ((48, 48), 48), ((50, 97), 9), ((50, 97), 48), ((7, 5), 1), ((1, 1), 1), ((130, 31), 48),
+     ((130, 31), 1000)],
+)  # fmt: skip
+@pytest.mark.parametrize("prunable", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_labels_of_tiles_are_those_of_the_whole(target, tile, prunable, whole):
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(6, 40, 3, 3, generator=generator)
+    scores = 0.1 * torch.nn.functional.interpolate(coarse, size=(5, 4), mode="bicubic")
+    if whole:
+        found = ScoreMap(scores[:1], None, (30, 30), (30, 30), target)
+    else:
+        found = ScoreMap(scores, [(y, x) for y in (0, 10) for x in (0, 5, 10)], (20, 20), (30, 30), target)
+    expected = found.full().argmax(dim=0)
+    assert torch.equal(found.labels(Best(prunable), tile), expected)
+    assert target == (1, 1) or len(expected.unique()) > 4
+
+
+@pytest.mark.parametrize("size", [(5, 4), (48, 48), (50, 97), (3, 2), (1, 1)])
+def test_the_whole_image_is_interpolated_once_as_torch_does(size):
+    scores = torch.randn(1, 7, 5, 4, generator=torch.Generator().manual_seed(0))
+    found = ScoreMap(scores, None, (80, 64), (80, 64), size).full()
+    expected = torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 31), (5, 5), (33, 7)])
@@ -107,30 +156,21 @@ def test_constant_score_stays_constant(shape):
     def constant(crops):
         return torch.tensor([0.1, -7.3]).view(1, 2, 1, 1).expand(len(crops), 2, 4, 4)
 
-    result = slide(torch.zeros(3, *shape), 8, 3, constant)
+    result = slide(torch.zeros(3, *shape), 8, 3, constant).full()
     expected = torch.tensor([0.1, -7.3]).view(2, 1, 1).expand(2, *shape)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
 
 
 def test_windows_are_cut_from_the_image_as_they_are():
     image = torch.arange(3 * 10 * 12, dtype=torch.uint8).view(3, 10, 12)
-    seen = []
-
-    def score(crops):
-        assert crops.dtype == torch.uint8
-        seen.extend(crops)
-        return crops[:, :1].float()
-
-    result = slide(image, 6, 4, score, batch=2)
-    places = [(y, x) for y in (0, 4) for x in (0, 4, 6)]
-    assert len(seen) == len(places)
-    for (y, x), crop in zip(places, seen, strict=True):
+    places, crops = cut(image, 6, 4)
+    assert places == [(y, x) for y in (0, 4) for x in (0, 4, 6)]
+    for (y, x), crop in zip(places, crops, strict=True):
         assert torch.equal(crop, image[:, y : y + 6, x : x + 6])
-    assert torch.equal(result, image[:1].float())
 
 
 def test_half_precision_scores_are_added_in_single_precision():
     image = torch.zeros(3, 40, 40)
-    result = slide(image, 8, 1, lambda crops: torch.full((len(crops), 1, 8, 8), 0.1, dtype=torch.bfloat16))
+    result = slide(image, 8, 1, lambda crops: torch.full((len(crops), 1, 8, 8), 0.1, dtype=torch.bfloat16)).full()
     value = float(torch.tensor(0.1, dtype=torch.bfloat16))
     torch.testing.assert_close(result, torch.full((1, 40, 40), value), rtol=1e-5, atol=0)
