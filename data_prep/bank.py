@@ -3,6 +3,7 @@
 python -m data_prep.bank captions=DIR bank=FILE
 """
 
+import glob
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -82,17 +83,35 @@ def main() -> None:
     """Read arguments, count, print."""
     config = parse_program(BankConfig)
     bank = ConceptBank.from_file(find_file(config.bank), excluded_words(config.exclude), config.surface_forms)
-    folder = Path(config.captions)
-    urls = expand_shards(str(folder / "**/*.tar") if folder.is_dir() else config.captions, "captions")
-    coverage, skipped = measure(urls, bank)
+    coverage, skipped = measure(find_shards(config.captions), bank)
     if coverage.captions == 0:
         raise InputError(f"captions={config.captions} holds no annotated caption")
     print_report(coverage, config.top)
     if skipped:
         print(f"skipped {skipped} unreadable samples")
     if config.output is not None:
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.output).write_text(json.dumps(coverage.report(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        report = json.dumps(coverage.report(), indent=1, ensure_ascii=False) + "\n"
+        try:
+            Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+            Path(config.output).write_text(report, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"output={config.output} cannot be written: {error.strerror or error}") from error
+
+
+def find_shards(captions: str) -> list[str]:
+    """The shards anywhere below a folder, or of a pattern.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = Path(captions)
+    if not folder.is_dir():
+        return expand_shards(captions, "captions")
+    # The folder is no part of the pattern: its name may have brackets or braces.
+    found = sorted(glob.glob("**/*.tar", root_dir=folder, recursive=True))  # noqa: PTH207
+    if not found:
+        raise InputError(f"captions={captions} holds no .tar")
+    return [str(folder / name) for name in found]
 
 
 def measure(urls: list[str], bank: ConceptBank) -> tuple[Coverage, int]:
@@ -111,7 +130,7 @@ def measure(urls: list[str], bank: ConceptBank) -> tuple[Coverage, int]:
 def print_report(coverage: Coverage, top: int) -> None:
     """Print the report for a person."""
     report = coverage.report()
-    console = Console()
+    console = Console(markup=False, emoji=False)  # captions may hold [brackets] and :colons:
     console.print(
         f"{report['captions']} captions, {report['captions_with_concept_percent']:.1f} % with a concept of the bank; "
         f"{report['mentions_in_bank_percent']:.1f} % of {report['mentions']} noun concepts are in the bank"

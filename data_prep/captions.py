@@ -22,6 +22,7 @@ from simzss.data.shards import IMAGE_SUFFIXES, Sample, Skipped, decode_image, ex
 from simzss.errors import InputError, run_program
 
 INDEX_VERSION = 1
+_BROKEN = "caption with half a surrogate pair"
 
 
 @dataclass
@@ -74,7 +75,7 @@ def main() -> None:
     if config.samples_per_shard < 1:
         raise InputError(f"samples_per_shard={config.samples_per_shard} must be at least 1")
     output = Path(config.output)
-    if output.exists() and not output.is_dir():
+    if (output.exists() or output.is_symlink()) and not output.is_dir():
         raise InputError(f"output={output} is no folder")
     if output.exists() and any(output.iterdir()):
         raise InputError(f"output={output} is not empty")
@@ -111,7 +112,10 @@ def read_coco_captions(images: Path, captions: Path, skipped: list[Skipped]) -> 
         elif image_id not in texts:
             skipped.append(Skipped(file_name, "no caption"))
         else:
-            samples.append(RawSample(file_name, image_id, tuple(texts[image_id]), images / file_name))
+            whole = tuple(text for text in texts[image_id] if not _broken(text))
+            skipped += [Skipped(file_name, _BROKEN)] * (len(texts[image_id]) - len(whole))
+            if whole:
+                samples.append(RawSample(file_name, image_id, whole, images / file_name))
     if not samples:
         raise InputError(f"none of the {len(records)} images of {captions} is in {images} with a caption")
     return samples
@@ -140,12 +144,17 @@ def write_shards(
 ) -> Report:
     """Annotate and write `shard-000000.tar` … with an `index.json`; the folder appears whole or not at all.
 
+    An empty folder that is there already gets its files at the end: as a link, a mount point or `.` it cannot be
+    replaced.
+
     Raises:
-        InputError: nothing to write, or the folder cannot be made.
+        InputError: nothing to write, or the folder cannot be made or written to.
     """
+    existing = output.exists()
+    parent = output if existing else output.parent
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=parent))
     except OSError as error:
         raise InputError(f"output={output} cannot be made: {error}") from error
     report = Report(skipped=skipped)
@@ -161,14 +170,20 @@ def write_shards(
             written += len(annotated)
             print(f"{name}: {written} images", file=sys.stderr)
         if not report.shards:
-            raise InputError(f"no readable image with a caption; first reason: {skipped[0] if skipped else 'no input'}")
+            reason = f"{skipped[0].key}: {skipped[0].reason}" if skipped else "no input"
+            raise InputError(f"no readable image with a caption; first reason: {reason}")
         _write_index(partial, report, pipeline)
-        partial.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    except BaseException:
+        if existing:
+            for path in sorted(partial.iterdir(), reverse=True):  # index.json last
+                path.rename(output / path.name)
+            partial.rmdir()
+        else:
+            partial.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+            partial.rename(output)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
         raise
     return report
 
@@ -208,7 +223,9 @@ def _write_index(folder: Path, report: Report, pipeline: ConceptPipeline) -> Non
     (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     if report.skipped:
         records = [{"name": record.key, "reason": record.reason} for record in report.skipped]
-        (folder / "skipped.json").write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
+        # Half a surrogate pair in a name has no bytes: it is written as the JSON escape that it was.
+        (folder / "skipped.json").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _parse_coco(path: Path) -> tuple[list[tuple[Any, str]], dict[Any, list[str]]]:
@@ -245,7 +262,14 @@ def _parse_img2dataset(raw: dict[str, Any]) -> tuple[Any, str]:
     text = raw["txt"].decode("utf-8") if "txt" in raw else meta.get("caption") or ""
     if not isinstance(text, str):
         raise ValueError(f"caption {text!r} is no text")
+    if _broken(text):
+        raise ValueError(_BROKEN)
     return meta.get("key", raw["__key__"]), text.strip()
+
+
+def _broken(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which JSON may hold as an escape but no program can encode."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _umask() -> int:

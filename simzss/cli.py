@@ -16,6 +16,7 @@ usage:
   simzss eval    model=DIR benchmark=NAME benchmark.root=DIR [key=value …] measure zero-shot segmentation
   simzss segment IMAGE… model=DIR classes="cat,dog" [key=value …]         label your photos with your words
   simzss report  RUN RUN… [key=value …]                                   compare runs of eval on the same images
+  simzss threshold model=DIR benchmark=NAME benchmark.root=DIR [key=value …] find the background threshold of a model
   simzss config  show VERB [key=value …]                                  print what a verb would run with
   simzss config  validate VERB [key=value …]                              check it without running
   simzss config  copy VERB FILE [key=value …]                             write it to a file of your own
@@ -24,7 +25,7 @@ usage:
 
 Every key of conf/ can be set as key=value; a group such as backbone=NAME is exchanged by its name."""
 
-VERBS = ("train", "eval", "segment", "report", "config")
+VERBS = ("train", "eval", "segment", "report", "threshold", "config")
 
 
 def main() -> None:
@@ -55,7 +56,8 @@ def dispatch(arguments: list[str]) -> None:
     elif "-h" in rest or "--help" in rest:
         _help(verb)
     else:
-        {"train": _train, "eval": _eval, "segment": _segment, "report": _report}[verb](rest)
+        verbs = {"train": _train, "eval": _eval, "segment": _segment, "report": _report, "threshold": _threshold}
+        verbs[verb](rest)
 
 
 def _train(overrides: list[str]) -> None:
@@ -117,6 +119,19 @@ def _report(arguments: list[str]) -> None:
     print(Path(config.output_dir) / "comparison.html")
 
 
+def _threshold(overrides: list[str]) -> None:
+    from simzss.config import compose
+    from simzss.evaluation.threshold import run_threshold
+
+    found = run_threshold(compose("threshold", overrides))
+    images, scores = found["images"], found["mIoU"]
+    before = "" if found["mIoU_configured"] is None else f" ({found['mIoU_configured']:.2f} with the present one)"
+    print(
+        f"threshold {found['threshold']}: mIoU {scores['chosen on']:.2f} on {images['chosen on']} images, "
+        f"{scores['checked on']:.2f}{before} on the {images['checked on']} others"
+    )
+
+
 def _divided(arguments: list[str]) -> tuple[list[str], list[Path]]:
     """Overrides and paths. An override begins with a key; a path whose name does too is given as ./name."""
     overrides = [argument for argument in arguments if re.match(r"[A-Za-z_][\w.]*=", argument)]
@@ -130,8 +145,10 @@ def _config(arguments: list[str]) -> None:
     from simzss import config
 
     actions = ("show", "validate", "copy")
-    if len(arguments) < 2 or arguments[0] not in actions or arguments[1] not in VERBS[:4]:
-        raise InputError("usage: simzss config show|validate|copy train|eval|segment|report [FILE] [key=value …]")
+    if len(arguments) < 2 or arguments[0] not in actions or arguments[1] not in VERBS[:-1]:
+        raise InputError(
+            "usage: simzss config show|validate|copy train|eval|segment|report|threshold [FILE] [key=value …]"
+        )
     action, root, rest = arguments[0], arguments[1], arguments[2:]
     if action == "copy":
         if not rest or "=" in rest[0]:
@@ -157,17 +174,21 @@ def _validate(root: str, plain: dict[str, Any]) -> None:
 
         check_comparison(plain)
         return
-    from simzss.segmentation.background import Background
     from simzss.segmentation.protocol import Protocol
 
     Protocol(**plain["protocol"])
     if root == "train":
-        from simzss.training.run import check_settings
+        from simzss.training.run import check_settings as check_training
 
-        check_settings(plain)
-    else:
-        if root == "segment":
-            Background(**plain["background"])
+        check_training(plain)
+    elif root == "threshold":
+        from simzss.evaluation.threshold import check_settings as check_search
+
+        check_search(plain)
+    elif root == "segment":
+        from simzss.segmentation.background import Background
+
+        Background(**plain["background"])
 
 
 def _help(verb: str) -> None:

@@ -93,7 +93,3 @@ class ConceptBank:
         if self.surface_forms and (found := self._ids.get(concept.text.lower())) is not None:
             return found
         return self._ids.get(concept.lemma)
-
-    def words(self) -> Iterable[str]:
-        """Every name and synonym."""
-        return self._ids.keys()

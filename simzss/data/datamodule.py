@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from simzss.concepts.bank import ConceptBank
 from simzss.data.batch import Batch, CaptionEncoder, EncodedCaption, collate, summarise_skipped
-from simzss.data.features import FeatureSet, FeatureSetBuilder
-from simzss.data.shards import Skipped, count_samples, expand_shards
+from simzss.data.features import CACHE_VERSION, FeatureSet, FeatureSetBuilder
+from simzss.data.shards import Skipped, count_samples, expand_shards, shard_order
 from simzss.data.stream import OrderedBlocks, TrainingStream
 from simzss.data.transforms import train_transform, whole_transform
 from simzss.distributed import minimum, rank, world_size
@@ -85,7 +86,7 @@ class CaptionDataModule(pl.LightningDataModule):
         self.samples = count_samples(self.urls)
         if self.samples == 0:
             raise InputError(f"data.shards={shards} holds no sample")
-        self.skipped: list[Skipped] = []
+        self.skipped: dict[Skipped, None] = {}  # an ordered set: a stream meets the same ones in every epoch
         self.features: FeatureSet | None = None
         self._encoded: list[list[EncodedCaption]] = []
 
@@ -123,7 +124,8 @@ class CaptionDataModule(pl.LightningDataModule):
                 yield self.features.rows(rows)
             return
         seen = 0
-        for block in self._blocks():
+        # Not the first shards of the list: these may all come from one of several sets.
+        for block in self._blocks(list(islice(shard_order(self.urls, self.seed, 0, 0, 1), len(self.urls)))):
             if len(block.image):
                 yield self._features_of(block.image, device)
             seen += len(block.image)
@@ -150,10 +152,10 @@ class CaptionDataModule(pl.LightningDataModule):
         return LimitedLoader(self._loader(dataset), self.steps_per_epoch)
 
     def on_skipped(self, skipped: tuple[Skipped, ...]) -> None:
-        """Note samples that a batch could not use."""
+        """Note samples that could not be used, each once."""
         if skipped and not self.skipped:
             log.warning("%s", summarise_skipped(skipped))
-        self.skipped += skipped
+        self.skipped |= dict.fromkeys(skipped)
 
     def _loader(self, dataset: IterableDataset) -> DataLoader:
         # The generator keeps the loader from drawing its worker seed from the run's own random stream.
@@ -166,42 +168,53 @@ class CaptionDataModule(pl.LightningDataModule):
             multiprocessing_context="fork" if self.num_workers else None,
         )
 
-    def _blocks(self) -> DataLoader:
-        return self._loader(OrderedBlocks(self.urls, whole_transform(self.backbone.image_size), _BLOCK))
+    def _blocks(self, urls: Sequence[str]) -> DataLoader:
+        return self._loader(OrderedBlocks(urls, whole_transform(self.backbone.image_size), _BLOCK))
 
     def _features_of(self, images: torch.Tensor, device: torch.device) -> ImageFeatures:
         return self.backbone.to(device)(images.to(device, non_blocking=True))
 
     def _cached_features(self, device: torch.device) -> FeatureSet:
-        path = self._cache_path()
+        """The kept features, from the file of an earlier run where there is one."""
+        if self.cache_dir is None:
+            return self._compute_features(device)
         fingerprint = self._fingerprint()
-        if path is not None and path.is_file():
+        path = Path(self.cache_dir) / f"{self.backbone.name}-{fingerprint}.safetensors"
+        if path.is_file():
             log.info("features from %s", path)
-            return FeatureSet.load(path, fingerprint)
+            features = FeatureSet.load(path, fingerprint)
+            self.on_skipped(features.skipped)
+            return features
+        _require_writable(path.parent)
+        features = self._compute_features(device)
+        try:
+            features.save(path, fingerprint)
+        except InputError as error:
+            log.warning("%s; this run goes on without it", error)
+        return features
+
+    def _compute_features(self, device: torch.device) -> FeatureSet:
         dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
         log.info("computing features of %d images with %s, once for the run", self.samples, self.backbone.name)
-        builder = FeatureSetBuilder(self.samples, dtype)
+        share = -(-self.samples // (_BLOCK * world_size())) * _BLOCK  # blocks are dealt to the ranks in turn
+        builder = FeatureSetBuilder(share, dtype)
         progress = _every_tenth(self.samples)
-        for block in self._blocks():
+        for block in self._blocks(self.urls):
             self.on_skipped(block.skipped)
+            builder.skip(block.skipped)
             if len(block.image):
                 builder.add(self._features_of(block.image, device), block.captions)
             progress(builder.count * world_size())
-        features = builder.finish()
-        if path is not None:
-            features.save(path, fingerprint)
-        return features
+        return builder.finish()
 
     def _fingerprint(self) -> str:
-        shards = [[Path(url).name, Path(url).stat().st_size] for url in self.urls]
-        facts: list[Any] = [self.backbone.fingerprint, self.backbone.features, self.backbone.project]
-        facts += [self.backbone.image_size, self.precision, shards, rank(), world_size()]
+        """Hash of all that a kept file depends on: the whole shards, which are smaller than it, and the backbone."""
+        backbone = self.backbone
+        facts: list[Any] = [CACHE_VERSION, backbone.fingerprint, backbone.timm_name, backbone.features]
+        facts += [backbone.project, backbone.image_size, backbone.mean.flatten().tolist()]
+        facts += [backbone.std.flatten().tolist(), self.precision, rank(), world_size()]
+        facts += [[Path(url).name, _digest(url)] for url in self.urls]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-    def _cache_path(self) -> Path | None:
-        if self.cache_dir is None:
-            return None
-        return Path(self.cache_dir) / f"{self.backbone.name}-{self._fingerprint()}.safetensors"
 
 
 class LimitedLoader:
@@ -249,6 +262,29 @@ def _generator(seed: int, epoch: int, rank_: int) -> torch.Generator:
     """Random numbers that depend on nothing but these three."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{rank_}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _digest(url: str) -> str:
+    """Hash of a shard's bytes."""
+    try:
+        with Path(url).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"data.shards: {url} cannot be read: {error.strerror or error}") from error
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the folder of the cache and try it: features may take hours before they are written.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"data.cache_dir={folder} is no folder to write to: {error.strerror or error}") from error
 
 
 def _every_tenth(total: int) -> Callable[[int], None]:

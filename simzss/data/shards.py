@@ -15,7 +15,8 @@ import os.path
 import random
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and all its captions; `image` holds the file's bytes as they were."""
+    """One image and all its captions; `image` holds the file's bytes as they were, `shard` is where it was read."""
 
     key: str
     image: bytes
@@ -42,19 +43,22 @@ class Sample:
     captions: tuple[Caption, ...]
     file_name: str = ""
     image_id: int | str | None = None
+    shard: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that could not be used, and why."""
+    """A sample that could not be used, why, and the shard that it was read from."""
 
     key: str
     reason: str
+    shard: str = ""
 
 
 def write_shard(path: Path, samples: Iterable[Sample], pipeline: dict[str, str]) -> None:
     """Write one tar; equal samples give equal bytes (no time, no owner)."""
-    with wds.TarWriter(str(path), mtime=0, user="", group="") as sink:
+    # Opened here: webdataset takes a name with a colon for a URL, and runs what follows "pipe:".
+    with path.open("wb") as stream, wds.TarWriter(stream, mtime=0, user="", group="") as sink:
         for sample in samples:
             record = {
                 "format_version": FORMAT_VERSION,
@@ -64,7 +68,9 @@ def write_shard(path: Path, samples: Iterable[Sample], pipeline: dict[str, str])
                 "captions": [caption.to_json() for caption in sample.captions],
             }
             text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-            sink.write({"__key__": sample.key, sample.suffix: sample.image, "json": text.encode()})
+            # Half a surrogate pair, as file names may hold, has no bytes: it stays the JSON escape that it was.
+            data = text.encode(errors="backslashreplace")
+            sink.write({"__key__": sample.key, sample.suffix: sample.image, "json": data})
 
 
 def expand_shards(pattern: str | Sequence[str], key: str = "data.shards") -> list[str]:
@@ -149,22 +155,22 @@ def _read_tar(url: str) -> Iterator[dict[str, Any] | Skipped]:
     repeated: list[Skipped] = []
 
     def note_repeated(error: Exception) -> bool:
-        repeated.append(Skipped(name, _tar_reason(error)))
+        repeated.append(Skipped(name, _tar_reason(error), url))
         return True  # go on without this file
 
     empty = True
     try:
-        # Opened here: webdataset takes a name with a colon for a URL, and runs what follows "pipe:".
+        # Opened here, as in `write_shard`.
         with Path(url).open("rb") as stream:
             for raw in group_by_keys(tar_file_expander([{"url": url, "stream": stream}]), handler=note_repeated):
                 empty = False
                 yield raw
     except Exception as error:
         # tarfile and the decompressors behind it raise a dozen types on broken files.
-        yield Skipped(name, f"unreadable tar: {_tar_reason(error)}")
+        yield Skipped(name, f"unreadable tar: {_tar_reason(error)}", url)
     else:
         if empty:
-            yield Skipped(name, "no sample in the tar")
+            yield Skipped(name, "no sample in the tar", url)
     yield from repeated
 
 
@@ -178,20 +184,21 @@ def _tar_reason(error: Exception) -> str:
 
 def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
     """Turn the members of one key into a sample; a wrong shape becomes `Skipped`."""
-    key = str(raw.get("__key__", "?"))
+    key, shard = str(raw.get("__key__", "?")), str(raw.get("__url__", ""))
     suffix = next((s for s in IMAGE_SUFFIXES if s in raw), None)
     if suffix is None:
-        return Skipped(key, "no image in the sample")
+        return Skipped(key, "no image in the sample", shard)
     try:
         record = json.loads(raw["json"])
         if record["format_version"] != FORMAT_VERSION:
-            return Skipped(key, f"shard format {record['format_version']}, this program reads {FORMAT_VERSION}")
+            return Skipped(key, f"shard format {record['format_version']}, this program reads {FORMAT_VERSION}", shard)
         captions = tuple(Caption.from_json(caption) for caption in record["captions"])
+        "".join(caption.text for caption in captions).encode()  # half a surrogate pair, which no tokenizer takes
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        return Skipped(key, f"bad annotation: {type(error).__name__}: {error}")
+        return Skipped(key, f"bad annotation: {type(error).__name__}: {error}", shard)
     if not captions:
-        return Skipped(key, "no caption")
-    return Sample(key, raw[suffix], suffix, captions, str(record.get("file_name", "")), record.get("image_id"))
+        return Skipped(key, "no caption", shard)
+    return Sample(key, raw[suffix], suffix, captions, str(record.get("file_name", "")), record.get("image_id"), shard)
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -210,23 +217,23 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError(f"unreadable image: {error}") from error
 
 
-def count_samples(urls: Sequence[str], progress: Callable[[str], None] | None = None) -> int:
-    """Number of samples: from the `index.json` beside the shards where it lists them, else from the tar headers."""
+def count_samples(urls: Sequence[str]) -> int:
+    """Number of samples: from the `index.json` beside the shards where it lists them, else from the tar headers.
+
+    An estimate: an index may be stale, and a sample or the rest of a tar may turn out unreadable.
+    """
     counts: dict[str, int] = {}
     for folder in {Path(url).parent for url in urls}:
         counts |= _indexed_counts(folder)
+    return sum(counts[url] if url in counts else _count_headers(url) for url in urls)
+
+
+def _count_headers(url: str) -> int:
+    """Samples of a tar up to where it breaks off."""
     found = 0
-    for url in urls:
-        if url in counts:
-            found += counts[url]
-            continue
-        if progress is not None:
-            progress(f"counting samples of {url}")
-        try:
-            with tarfile.open(url) as archive:
-                found += sum(name.endswith(".json") for name in archive.getnames())
-        except (tarfile.TarError, OSError, EOFError):
-            continue  # the reader reports it; here it only holds no sample
+    with suppress(Exception), tarfile.open(url) as archive:  # as in `_read_tar`, which reports what is wrong
+        for member in archive:
+            found += member.name.endswith(".json")
     return found
 
 

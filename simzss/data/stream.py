@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -27,13 +27,17 @@ class ImageBlock:
     captions: list[tuple[Caption, ...]]
     skipped: tuple[Skipped, ...]
 
+    def pin_memory(self) -> "ImageBlock":
+        """Its images in page-locked memory; the loader calls this."""
+        return replace(self, image=self.image.pin_memory())
+
 
 def load_image(sample: Sample, transform: Transform) -> Tensor | Skipped:
     """Decode and transform; an unreadable image becomes `Skipped`."""
     try:
         return transform(decode_image(sample.image))
     except ValueError as error:
-        return Skipped(sample.key, str(error))
+        return Skipped(sample.key, str(error), sample.shard)
 
 
 class NothingReadableError(InputError):
@@ -92,9 +96,9 @@ class TrainingStream(IterableDataset[Batch]):
         images: list[Tensor] = []
         captions: list[Caption] = []
         skipped: list[Skipped] = []
-        with torch.random.fork_rng(devices=[]):  # crops draw from torch's generator; dropout must not notice
-            torch.manual_seed(rng.getrandbits(63))
-            state = torch.random.get_rng_state()
+        # Crops draw from torch's generator of the CPU, which has this state for each of them and its own in between;
+        # torch.manual_seed would reseed the GPU as well.
+        state = torch.Generator().manual_seed(rng.getrandbits(63)).get_state()
         for sample in read_shards(urls, self.shuffle, tag):
             if isinstance(sample, Sample):
                 with torch.random.fork_rng(devices=[]):

@@ -60,7 +60,7 @@ def evaluate(
         rule = Background(**benchmark.background(engineered=True))
         classifiers[ENGINEERED] = segmenter.classifier_of(benchmark.engineered_groups, rule)
     metrics = {key: ConfusionMatrix(benchmark.num_labels, IGNORE, len(benchmark)) for key in classifiers}
-    for images in _load(benchmark, segmenter, num_workers):
+    for images in load_images(benchmark, segmenter, num_workers):
         sizes = [(image.mask.shape[0], image.mask.shape[1]) for image in images]
         predictions = segmenter.predict_resized([image.pixels for image in images], sizes, list(classifiers.values()))
         for image, found in zip(images, predictions, strict=True):
@@ -93,7 +93,7 @@ def mask_writer(folder: Path, num_classes: int) -> Visitor:
 
 
 @dataclass(frozen=True)
-class _Image:
+class LoadedImage:
     """Image `index` of the benchmark: resized `pixels` (3, h, w) uint8 and its `mask` (H, W) at full size."""
 
     index: int
@@ -101,23 +101,27 @@ class _Image:
     mask: Tensor
 
 
-class _Images(Dataset["_Image | InputError"]):
+class _Images(Dataset["LoadedImage | InputError"]):
     """What worker processes do: read, check and resize. An error is handed over, to be raised with its own words."""
 
     def __init__(self, benchmark: Benchmark, resize: ShortSide) -> None:
         self.benchmark = benchmark
         self.resize = resize
 
-    def __getitem__(self, index: int) -> "_Image | InputError":
+    def __getitem__(self, index: int) -> "LoadedImage | InputError":
         try:
             example = self.benchmark[index]
-            return _Image(index, self.resize(example.image), example.mask.to(torch.uint8))
+            return LoadedImage(index, self.resize(example.image), example.mask.to(torch.uint8))
         except InputError as error:
             return error
 
 
-def _load(benchmark: Benchmark, segmenter: Segmenter, num_workers: int) -> Iterator[list[_Image]]:
-    """This rank's images, some batches at a time."""
+def load_images(benchmark: Benchmark, segmenter: Segmenter, num_workers: int) -> Iterator[list[LoadedImage]]:
+    """This rank's images, some batches at a time.
+
+    Raises:
+        InputError: a photo or a mask that cannot be used.
+    """
     if benchmark.num_labels > IGNORE:
         raise InputError(f"benchmark {benchmark.config.name} has {benchmark.num_labels} classes; {IGNORE} fit a mask")
     loader: DataLoader[Any] = DataLoader(

@@ -53,6 +53,7 @@ class Backbone(nn.Module):
         if features not in FEATURES:
             raise InputError(f"backbone.features={features} is unknown; {nearest(features, FEATURES)}")
         self.name = name
+        self.timm_name = timm_name
         self.features = features
         self.project = project
         self.image_size = image_size

@@ -47,7 +47,8 @@ class FeatureNorm(nn.Module):
         if self.mode != "none":
             cls, patches = cls - self.cls_mean, patches - self.patch_mean
         if self.mode == "whiten":
-            cls, patches = cls @ self.matrix, patches @ self.matrix
+            with torch.autocast(cls.device.type, enabled=False):  # it would round the products to bfloat16
+                cls, patches = cls @ self.matrix, patches @ self.matrix
         return ImageFeatures(F.normalize(cls, dim=-1), F.normalize(patches, dim=-1), features.grid)
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """What the two towers give."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +13,10 @@ class ImageFeatures:
     cls: Tensor
     patches: Tensor
     grid: tuple[int, int]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ImageFeatures":
+        """The same with both tensors changed: moved, pinned."""
+        return ImageFeatures(change(self.cls), change(self.patches), self.grid)
 
 
 @dataclass

@@ -90,7 +90,7 @@ def build_text_encoder(kind: str, embed_dim: int, **options: Any) -> TextEncoder
 def rebuild_text_encoder(architecture: dict[str, Any], embed_dim: int, tokenizer_dir: Path | None) -> TextEncoder:
     """The encoder of a saved model, weights still untrained; `tokenizer_dir` None means CLIP's tokenizer."""
     config = dict(architecture["body"])
-    body = _from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    body = _from_config(_without_kernel(AutoConfig.for_model(config.pop("model_type"), **config)))
     tokenizer = clip_tokenizer() if tokenizer_dir is None else directory_tokenizer(tokenizer_dir)
     return TextEncoder(body, tokenizer, architecture["pooling"], embed_dim, int(architecture["context_length"]))
 
@@ -124,7 +124,12 @@ def _pretrained(embed_dim: int, weights: str, trainable_layers: int | str, conte
     try:
         # A path is read from disk, `owner/name` from the hub; remote code is never run, pickles are never read.
         body, loading = AutoModel.from_pretrained(
-            weights, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            weights,
+            config=_without_kernel(AutoConfig.from_pretrained(weights, trust_remote_code=False)),
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except Exception as error:
         # transformers, safetensors and the hub client each have their own types for a broken or missing model.
@@ -165,6 +170,12 @@ def _freeze_all_but_last(body: nn.Module, trainable_layers: int | str) -> None:
     body.requires_grad_(False)
     for layer in list(layers)[len(layers) - trainable_layers :]:
         layer.requires_grad_(True)
+
+
+def _without_kernel(config: Any) -> Any:
+    """Leave the choice of attention to transformers: the name of another one may be code to fetch from the hub."""
+    config._attn_implementation = None
+    return config
 
 
 def _from_config(config: Any) -> nn.Module:

@@ -31,10 +31,13 @@ def directory_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer in {path}: {error}") from error
+        letter = tokenizer.encode("a", add_special_tokens=False)
+    except Exception as error:
+        # A broken file fails in as many ways as it can be broken; the tokenizers library raises bare Exception.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"no tokenizer in {path}: {reason}") from error
     # Without its files transformers makes up a tokenizer to which every word is unknown.
-    if tokenizer.encode("a", add_special_tokens=False) == [tokenizer.unk_token_id] or not len(tokenizer):
+    if letter == [tokenizer.unk_token_id] or not len(tokenizer):
         raise InputError(f"the tokenizer in {path} has no vocabulary")
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {path} gives no character offsets (not a fast tokenizer)")

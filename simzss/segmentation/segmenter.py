@@ -37,19 +37,19 @@ class Prediction:
     """
 
     def __init__(self, scores: ScoreMap, rule: Rule, class_names: tuple[str, ...]) -> None:
-        self._scores = scores
+        self.scores = scores
         self._rule = rule
         self.class_names = class_names
 
     @cached_property
     def mask(self) -> Tensor:
         """(H, W) int64, indices into `class_names`."""
-        return self._scores.labels(self._rule).cpu()
+        return self.scores.labels(self._rule).cpu()
 
     @cached_property
     def logits(self) -> Tensor:
         """(K, H, W) float32, made when asked for: for many classes they are large."""
-        return self._rule.logits(self._scores.full()).cpu()
+        return self._rule.logits(self.scores.full()).cpu()
 
 
 class Segmenter:

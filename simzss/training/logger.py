@@ -1,6 +1,7 @@
 """What a run says of itself: the progress bar, and the CSV log, which a resumed run goes on writing."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,30 @@ class ResumableCSVLogger(CSVLogger):
     def experiment(self) -> Any:
         """The writer; at its first use the earlier rows are put back."""
         if self._experiment is None and self.resumed_step is not None and self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < self.resumed_step]
+            rows = [row for row in _read_rows(self.path) if int(row["step"]) < self.resumed_step]
+            if not rows:
+                return super().experiment
+            kept = self.path.with_suffix(".kept")
+            with kept.open("w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, fieldnames=sorted(rows[0]))
+                table.writeheader()
+                table.writerows(rows)
             writer = super().experiment  # deletes the file
-            if rows:
-                writer.metrics_keys = sorted(rows[0])
-                with self.path.open("w", newline="", encoding="utf-8") as file:
-                    table = csv.DictWriter(file, fieldnames=writer.metrics_keys)
-                    table.writeheader()
-                    table.writerows(rows)
+            kept.replace(self.path)
+            writer.metrics_keys = sorted(rows[0])
             return writer
         return super().experiment
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV log that are whole: a run that was cut off leaves half a row, which may still look like one."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [row for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])) if _is_whole(row)]
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    """Whether there is a step, and a number or nothing in every other column, neither too few nor too many."""
+    try:
+        return int(row["step"]) >= 0 and all(value == "" or type(float(value)) is float for value in row.values())
+    except (KeyError, TypeError, ValueError):
+        return False

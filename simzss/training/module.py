@@ -1,6 +1,7 @@
 """The LightningModule: one SimZSS step, in the words of the paper. No formula lives here."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from simzss.data.batch import Batch
 from simzss.data.datamodule import CaptionDataModule
-from simzss.distributed import rank, world_size
+from simzss.distributed import rank, total, world_size
 from simzss.errors import InputError, nearest
 from simzss.losses.concept import TARGETS, concept_loss, global_prototypes
 from simzss.losses.contrastive import contrastive_loss
@@ -35,6 +36,12 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise InputError(f"loss.target={self.target} is unknown; {nearest(self.target, TARGETS)}")
+        for name in ("concept_temperature", "pool_temperature"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:  # so that NaN is refused too
+                raise InputError(f"loss.{name}={value} must be above 0")
+        if not 0 <= self.concept_weight < math.inf:
+            raise InputError(f"loss.concept_weight={self.concept_weight} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class SimZSSModule(pl.LightningModule):
         self.seed = seed
         self.micro_batch = micro_batch
         self.strict_loading = False  # checkpoints hold the trainable part; `on_load_checkpoint` checks the names
+        self._finite = torch.tensor(True)  # whether the last loss was a number, on the device
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on this rank's B images with their captions and M concept mentions."""
@@ -107,6 +115,7 @@ class SimZSSModule(pl.LightningModule):
             loss = contrastive + self.loss.concept_weight * concept
 
         self._log(loss, contrastive, concept, batch)
+        self._finite = loss.detach().isfinite()
         return loss
 
     def encode_image(self, batch: Batch) -> ImageFeatures:
@@ -148,7 +157,22 @@ class SimZSSModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Make the epoch's random draws (dropout) a function of seed, epoch and rank."""
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 65_537 + rank())
+        torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 65_537 + rank()) % 2**63)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Look at the loss at the steps whose values the loggers fetch from the device in any case."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._require_finite()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the last loss before a checkpoint is written: weights that are no numbers stay so."""
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        """End the run, on all ranks together, when the last loss was no number."""
+        if total((~self._finite).float()) > 0:
+            raise InputError(f"train/loss is not finite at step {self.trainer.global_step}: "
+                             "a lower optim.lr, or trainer.precision=32-true, may help")  # fmt: skip
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine over the steps that the trainer will make."""

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import math
+import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,14 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simzss import config as conf
 from simzss.concepts.bank import ConceptBank
 from simzss.concepts.leakage import excluded_words
 from simzss.data.batch import summarise_skipped
 from simzss.data.datamodule import CACHES, CaptionDataModule
-from simzss.distributed import rank
+from simzss.distributed import gather_values
 from simzss.errors import InputError, nearest
 from simzss.models.backbone import Backbone
 from simzss.models.folder import save_model
@@ -30,6 +34,27 @@ from simzss.training.module import LossConfig, OptimConfig, SimZSSModule
 from simzss.training.validation import ZeroShotValidation
 
 log = logging.getLogger(__name__)
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+_LIMITS: dict[str, tuple[float, float]] = {  # least and most, both allowed
+    "seed": (0, 2**32 - 1),  # what NumPy takes
+    "data.batch_size": (1, math.inf),
+    "data.num_workers": (0, math.inf),
+    "data.shuffle": (0, math.inf),
+    "data.norm_images": (1, math.inf),
+    "trainer.epochs": (1, math.inf),
+    "trainer.num_nodes": (1, math.inf),
+    "trainer.log_every_n_steps": (1, math.inf),
+    "trainer.checkpoint_every_n_epochs": (1, math.inf),
+    "validation.every_n_epochs": (1, math.inf),
+    "text.layers": (1, math.inf),
+    "text.width": (1, math.inf),
+    "text.context_length": (3, math.inf),  # the start, a word, the end
+    "optim.lr": (0, math.inf),
+    "optim.eps": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.warmup": (0, 1),
+}
 
 
 def build_model(backbone: Mapping[str, Any], text: Mapping[str, Any], seed: int) -> SimZSS:
@@ -81,13 +106,18 @@ def train(config: DictConfig) -> Path:
         plain["trainer"]["micro_batch"],
     )
     validation = ZeroShotValidation.from_config(plain["validation"], plain["protocol"], precision)
-    if rank() == 0:
-        conf.save(config, output / "config.yaml")
     callbacks: list[pl.Callback] = [validation] if validation is not None else []
-    trainer = build_trainer(plain["trainer"], output, precision, callbacks, _step_of(resume))
+    try:
+        trainer = build_trainer(plain["trainer"], output, precision, callbacks, _step_of(resume))
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        # Such as more devices than there are, or another number of processes than the cluster started.
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    if trainer.is_global_zero:  # known to the trainer before the processes have found each other
+        conf.save(config, output / "config.yaml")
     trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
 
     folder = output / "model"
+    skipped = dict.fromkeys(record for share in gather_values(tuple(data.skipped)) for record in share)
     if trainer.is_global_zero:
         settings = {
             "readout": "sentence" if plain["loss"]["concept_weight"] == 0 else "concept",
@@ -95,9 +125,9 @@ def train(config: DictConfig) -> Path:
             "steps": trainer.global_step,
         }
         save_model(model, folder, plain["backbone"], settings)
-        if data.skipped:
-            log.warning("%s", summarise_skipped(data.skipped))
-            records = [{"key": record.key, "reason": record.reason} for record in data.skipped]
+        if skipped:
+            log.warning("%s", summarise_skipped(skipped))
+            records = [asdict(record) for record in skipped]
             (output / "skipped.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     trainer.strategy.barrier()
     return folder
@@ -116,15 +146,33 @@ def check_settings(plain: Mapping[str, Any]) -> None:
     if plain["text"]["kind"] not in KINDS:
         raise InputError(f"text.kind={plain['text']['kind']} is unknown; {nearest(plain['text']['kind'], KINDS)}")
     resolve_precision(trainer["precision"], torch.device("cpu"))
-    minima = {"data.batch_size": 1, "data.num_workers": 0, "data.shuffle": 0, "data.norm_images": 1,
-              "trainer.epochs": 1, "trainer.num_nodes": 1, "trainer.log_every_n_steps": 1,
-              "trainer.checkpoint_every_n_epochs": 1, "validation.every_n_epochs": 1}  # fmt: skip
-    for key, least in minima.items():
-        group, name = key.split(".")
-        if plain[group][name] < least:
-            raise InputError(f"{key}={plain[group][name]} must be at least {least}")
+    for key, (least, most) in _LIMITS.items():
+        group, _, name = key.rpartition(".")
+        value = (plain[group] if group else plain).get(name)
+        # So that NaN and infinity are refused too. A text encoder has not every key.
+        if value is not None and not (least <= value <= most and value < math.inf):
+            wanted = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise InputError(f"{key}={value} must be {wanted}")
+    if not 0 < data["min_crop"] <= 1:
+        raise InputError(f"data.min_crop={data['min_crop']} must be above 0 and at most 1")
+    betas = plain["optim"]["betas"]
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        raise InputError(f"optim.betas={betas} must be two numbers from 0 to less than 1")
     if trainer["micro_batch"] is not None and trainer["micro_batch"] < 1:
         raise InputError(f"trainer.micro_batch={trainer['micro_batch']} must be at least 1, or null")
+    if trainer["max_steps"] < 1 and trainer["max_steps"] != -1:
+        raise InputError(f"trainer.max_steps={trainer['max_steps']} must be at least 1, or -1 for all of the epochs")
+    _check_devices(trainer["accelerator"], trainer["devices"])
+
+
+def _check_devices(accelerator: str, devices: int | str) -> None:
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"trainer.accelerator={accelerator} is unknown; {nearest(accelerator, ACCELERATORS)}")
+    present = {"auto", "cpu", best_device().type} | ({"gpu"} if best_device().type in ("cuda", "mps") else set())
+    if accelerator not in present:
+        raise InputError(f"trainer.accelerator={accelerator} is not available here; there is {best_device().type}")
+    if not re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+", str(devices).replace(" ", "")):
+        raise InputError(f"trainer.devices={devices} must be auto, at least 1, -1 for all, or a list such as 0,1")
 
 
 def build_trainer(
@@ -190,7 +238,8 @@ def _step_of(checkpoint: Path | None) -> int | None:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
     except Exception as error:
         # A foreign or broken file fails in as many ways as there are formats.
-        raise InputError(f"resume={checkpoint} is no checkpoint: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or ["it is empty or broken off"])[0]
+        raise InputError(f"resume={checkpoint} is no checkpoint: {reason}") from error
 
 
 def _quiet_libraries() -> None:

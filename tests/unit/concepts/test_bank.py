@@ -76,7 +76,6 @@ def test_lookup_by_lemma():
     bank = ConceptBank(BANK)
     assert len(bank) == 4
     assert bank.names == ("dog", "glass", "eyeglasses", "bat")
-    assert set(bank.words()) == {"dog", "puppy", "glass", "eyeglasses", "glasses", "spectacles", "bat"}
     assert bank.lookup(mention("Dogs", "dog")) == 0
     assert bank.lookup(mention("puppies", "puppy")) == 0
     assert bank.lookup(mention("glasses", "glass")) == 1
@@ -113,6 +112,10 @@ def class_names(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def words(bank: ConceptBank) -> set[str]:
+    return {word for entry in bank.entries for word in entry.words}
+
+
 def test_leakage_words_are_the_classes_of_the_benchmarks():
     assert excluded_words([]) == []
     assert excluded_words(["voc20"]) == class_names("voc20")
@@ -122,8 +125,8 @@ def test_leakage_words_are_the_classes_of_the_benchmarks():
 def test_bank_without_the_classes_of_a_benchmark():
     path = CONF_DIR / "concepts" / "banks" / "everyday.txt"
     whole, kept = ConceptBank.from_file(path), ConceptBank.from_file(path, excluded_words(["voc20"]))
-    assert not set(class_names("voc20")) & set(kept.words())
-    assert "television" in whole.words() and "television" not in kept.words()  # on the line of "tv monitor"
+    assert not set(class_names("voc20")) & words(kept)
+    assert "television" in words(whole) - words(kept)  # on the line of "tv monitor"
     assert set(whole.names) - set(kept.names) <= {
         entry.name for entry in whole.entries if {entry.name, *entry.synonyms} & set(class_names("voc20"))
     }

@@ -1,6 +1,9 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
+from lightning_fabric.utilities.apply_func import move_data_to_device
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from simzss.concepts.bank import ConceptBank, Entry
 from simzss.concepts.concept import Caption, Concept
@@ -66,6 +69,22 @@ def test_collate_passes_on_images_features_and_skipped():
     assert batch.image is image and batch.features is None and batch.skipped == (Skipped("a", "b"),)
     batch = collate(captions, 0, features=features)
     assert batch.features is features and batch.image is None and batch.skipped == ()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_batch_moves_and_is_pinned_with_what_was_skipped(cached, monkeypatch):
+    """By Lightning, which copies no frozen dataclass, and by the loader, which knows tensors and methods only."""
+    image = None if cached else torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    features = ImageFeatures(torch.zeros(1, 4), torch.zeros(1, 2, 4), (1, 2)) if cached else None
+    batch = collate([EncodedCaption((1, 2), ((0, 0, 1),))], 0, image, features, [Skipped("a", "b", "s.tar")])
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    for found in (move_data_to_device(batch, torch.device("meta")), pin_memory(batch)):
+        assert found.skipped == (Skipped("a", "b", "s.tar"),)
+    assert len(pinned) == (9 if cached else 8)
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert moved.input_ids.is_meta and moved.concept_end.is_meta
+    assert moved.features.patches.is_meta and moved.features.grid == (1, 2) if cached else moved.image.is_meta
 
 
 def test_encoded_spans_hold_the_concepts_of_the_bank():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from simzss.concepts.bank import ConceptBank, Entry
 from simzss.data.batch import Batch, CaptionEncoder
@@ -85,6 +86,11 @@ def test_stream_leaves_the_random_state_of_the_run_alone(shards):
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_stream_does_not_reseed_the_gpu(shards, monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("all devices are seeded"))
+    next(iter(stream(shards)))
+
+
 def test_every_image_comes_once_per_pass(shards):
     found = numbers(batches(stream(shards, batch_size=11, shuffle=0), count=3))
     everything = sorted(f"dog number {i}" for i in range(11))
@@ -119,6 +125,7 @@ def test_what_is_skipped_is_reported_with_the_batch(tmp_path, shards):
     found = batches(stream([str(tmp_path / "bad.tar"), shards[0]], batch_size=4, shuffle=0), count=3)
     skipped = {record.key: record.reason for batch in found for record in batch.skipped}
     assert set(skipped) == {"no", "notext"}
+    assert {record.shard for batch in found for record in batch.skipped} == {str(tmp_path / "bad.tar")}
     assert "unreadable image" in skipped["no"] and "bad annotation" in skipped["notext"]
     assert all(len(batch.input_ids) == 4 for batch in found)
 
@@ -170,6 +177,13 @@ def test_ordered_blocks_do_not_depend_on_the_workers(shards, num_workers):
     assert [len(block.image) for block in found] == [2, 2, 2, 2, 2, 1]
     expected = torch.stack([load_image(sample(i), whole_transform(8)) for i in range(11)])
     assert torch.equal(torch.cat([block.image for block in found]), expected)
+
+
+def test_images_of_a_block_are_pinned(shards, monkeypatch):
+    (block,) = blocks(shards[:1], 4, 0)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    assert pin_memory(block).captions == block.captions and pinned == [block.image]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

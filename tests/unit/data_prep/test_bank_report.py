@@ -103,6 +103,21 @@ def test_bank_of_the_configuration_folder_is_found(folder, monkeypatch, capsys):
     assert "names never match" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("name", ["a[1]", "{b}", "c*"])
+def test_folder_whose_name_looks_like_a_pattern(tmp_path, bank, monkeypatch, capsys, name):
+    (tmp_path / name).mkdir()
+    write_shard(tmp_path / name / "s.tar", [sample(0)], PIPELINE)
+    assert exit_code(program.main, [f"captions={tmp_path / name}", f"bank={bank}"], monkeypatch) == 0
+    assert "1 captions" in capsys.readouterr().out
+
+
+def test_words_are_printed_as_they_are(tmp_path, bank, monkeypatch, capsys):
+    write_shard(tmp_path / "s.tar", [sample(0, [caption("[red] :dog: [/]", "[red]", ":dog:", "[/]")])], PIPELINE)
+    assert exit_code(program.main, [f"captions={tmp_path}/s.tar", f"bank={bank}"], monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("[red]", ":dog:", "[/]"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -113,16 +128,18 @@ def test_bank_of_the_configuration_folder_is_found(folder, monkeypatch, capsys):
         (["captions={folder}", "exclude=[voc22]"], "voc20"),
         (["captions={folder}", "excludes=[voc20]"], "exclude"),
         (["captions={folder}", "top=many"], "top=many"),
+        (["captions={folder}", "bank={tmp}/bank.txt", "output={tmp}/bank.txt/report.json"], "output={tmp}"),
+        (["captions={folder}", "bank={tmp}/bank.txt", "output={tmp}/empty"], "output={tmp}"),
         ([], "captions"),
     ],
 )
-def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, capsys, arguments, says):
+def test_bad_input_is_one_line(folder, bank, tmp_path, monkeypatch, capsys, arguments, says):
     (tmp_path / "empty").mkdir()
     filled = [argument.format(tmp=tmp_path, folder=folder) for argument in arguments]
     assert exit_code(program.main, filled, monkeypatch) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert says in error
+    assert says.format(tmp=tmp_path) in error
 
 
 def test_folder_without_shards_names_the_key_of_this_program(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -308,6 +309,55 @@ def test_output_that_is_empty_is_used(tmp_path, images, output, monkeypatch):
     output.mkdir(parents=True)
     run(monkeypatch, images=images, captions=captions, output=output)
     assert len(samples(output)) == 3
+
+
+@pytest.mark.parametrize("place", ["link", "."])
+def test_output_that_is_empty_and_cannot_be_replaced(tmp_path, images, output, monkeypatch, place):
+    captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
+    output.mkdir(parents=True)
+    inode = output.stat().st_ino
+    (tmp_path / "link").symlink_to(output)
+    monkeypatch.chdir(output)
+    run(monkeypatch, images=images, captions=captions, output="." if place == "." else tmp_path / "link")
+    assert len(samples(output)) == 3 and output.stat().st_ino == inode
+    assert sorted(path.name for path in output.iterdir()) == ["index.json", "shard-000000.tar"]
+
+
+def test_output_that_is_a_link_to_nothing(tmp_path, images, monkeypatch):
+    captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="link is no folder"):
+        run(monkeypatch, images=images, captions=captions, output=tmp_path / "link")
+
+
+def test_full_disk_is_one_line(tmp_path, images, output, monkeypatch):
+    captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(program, "write_shard", full)
+    refused(monkeypatch, output, "No space left", images=images, captions=captions, output=output)
+
+
+def test_caption_with_half_a_surrogate_pair_is_counted_and_the_run_goes_on(tmp_path, images, output, monkeypatch):
+    half = "a dog \ud83d"
+    everything = CAPTIONS | {"c.jpg": ["a dog", half], "a.png": [half], "\udce9.png": ["a dog"]}
+    captions = write_coco_json(tmp_path / "captions.json", everything)
+    run(monkeypatch, images=images, captions=captions, output=output)
+    found = {sample.file_name: [caption.text for caption in sample.captions] for sample in samples(output)}
+    assert found == {"c.jpg": ["a dog"], "b.JPEG": ["a cat", "a cat and a dog", "running"]}
+    reasons = skipped(output)
+    assert reasons.keys() == {"c.jpg", "a.png", "\udce9.png"}
+    assert "surrogate" in reasons["c.jpg"] and "surrogate" in reasons["a.png"]
+
+
+def test_img2dataset_caption_with_half_a_surrogate_pair_is_skipped(tmp_path, output, monkeypatch):
+    bad = [("0.png", image_bytes(0)), ("0.json", b'{"caption": "a dog \\ud83d"}')]
+    shard = write_tar(tmp_path / "in.tar", [*bad, ("1.png", image_bytes(1)), ("1.txt", b"a cat")])
+    run(monkeypatch, shards=shard, output=output)
+    assert [sample.captions[0].text for sample in samples(output)] == ["a cat"]
+    assert "surrogate" in skipped(output)["0"]
 
 
 @pytest.mark.parametrize("name", ["file", "file/shards"])

@@ -137,6 +137,14 @@ def test_bfloat16_features_come_out_as_float32_unit_vectors(mode):
     torch.testing.assert_close(found.patches, exact.patches, rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_changes_nothing(mode):
+    norm, seen = fitted(mode, batches()), features(3, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(seen)
+    assert torch.equal(found.cls, norm(seen).cls) and torch.equal(found.patches, norm(seen).patches)
+
+
 @pytest.mark.parametrize("mode", ["center", "whiten"])
 def test_half_the_features_are_fitted_as_well(mode):
     parts = [ImageFeatures(p.cls.bfloat16(), p.patches.bfloat16(), p.grid) for p in batches()]

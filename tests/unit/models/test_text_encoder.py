@@ -265,7 +265,10 @@ def test_context_longer_than_the_positions(bert_folder):
     refused(lambda: make_bert(bert_folder, context_length=25), "text.context_length=25", "24", str(bert_folder))
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "broken config", "pickle only", "broken tokenizer"])
+TOKENIZERS = {"broken tokenizer": "{", "empty tokenizer": "{}", "tokenizer of no kind": '{"model": {"type": "None"}}'}
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "broken config", "pickle only", *TOKENIZERS])
 def test_directories_that_are_no_model(kind, tmp_path):
     folder = tmp_path / "text"
     if kind == "empty":
@@ -277,9 +280,23 @@ def test_directories_that_are_no_model(kind, tmp_path):
     elif kind == "pickle only":  # never read, even though it is there
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").rename(tmp_path / "elsewhere")
-    elif kind == "broken tokenizer":
-        (folder / "tokenizer.json").write_text("{")
+    elif kind in TOKENIZERS:
+        (folder / "tokenizer.json").write_text(TOKENIZERS[kind])
     refused(lambda: make_bert(folder), str(folder))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_that_a_config_names_is_not_fetched(key, tmp_path):
+    """`owner/name` there is a kernel on the hub: code."""
+    folder = save_bert(tmp_path / "text")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {key: "someone/kernel"}), encoding="utf-8")
+    encoder = make_bert(folder)
+    stored = encoder.architecture
+    stored["body"] |= {key: "someone/kernel"}
+    rebuilt = rebuild_text_encoder(stored, 64, folder)
+    for made in (encoder, rebuilt):
+        assert made.body.config._attn_implementation in ("sdpa", "eager")
 
 
 def test_directory_without_a_tokenizer(tmp_path):
