@@ -155,8 +155,7 @@ def read_captioned_images(config: RetrievalConfig) -> CaptionedImages:
         raise InputError(f"benchmark.captions={path}: a caption has image_id {stray[0]!r}, which is no image of the "
                          f"file ({len(stray)} such captions)")  # fmt: skip
     records = records[: config.limit]
-    present = {entry.name for entry in root.iterdir()}
-    missing = [name for _, name in records if name not in present]
+    missing = [name for _, name in records if not (root / name).is_file()]
     if missing:
         raise InputError(f"benchmark {config.name}: {root / missing[0]} does not exist "
                          f"({len(missing)} of {len(records)} missing)")  # fmt: skip
