@@ -106,6 +106,11 @@ class Backbone(nn.Module):
                 raise InputError(f"image size {value} does not fit backbone {self.name}: sides must be multiples of "
                                  f"{self.stride}, such as {lower} or {lower + self.stride}")  # fmt: skip
 
+    @property
+    def averages(self) -> bool:
+        """Whether the global feature is the mean of the patches, as in a CNN, rather than a token of its own."""
+        return getattr(self.model, "cls_token", None) is None and getattr(self.model, "attn_pool", None) is None
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> ImageFeatures:
         """Features of images.

@@ -142,6 +142,15 @@ class SimZSSModule(pl.LightningModule):
         return TextFeatures(torch.cat([c.pooled for c in chunks]), torch.cat([c.tokens for c in chunks]))
 
     @property
+    def readout(self) -> str:
+        """How class names are best read out of what was trained (measured: README).
+
+        The concept loss trains the tokens of names. Where it has no weight, or where the contrastive loss itself meets
+        the patches because the global feature is their mean, the sentence says more.
+        """
+        return "sentence" if self.loss.concept_weight == 0 or self.model.backbone.averages else "concept"
+
+    @property
     def data(self) -> CaptionDataModule:
         """The data module of the run."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]

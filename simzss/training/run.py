@@ -120,7 +120,7 @@ def train(config: DictConfig) -> Path:
     skipped = dict.fromkeys(record for share in gather_values(tuple(data.skipped)) for record in share)
     if trainer.is_global_zero:
         settings = {
-            "readout": "sentence" if plain["loss"]["concept_weight"] == 0 else "concept",
+            "readout": module.readout,
             "untrained": {key: plain[key] for key in ("backbone", "text", "seed")},
             "steps": trainer.global_step,
         }

@@ -48,9 +48,10 @@ class ZeroShotValidation(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Segment one image: what is wrong with the settings must not wait for the end of an epoch."""
         assert isinstance(pl_module, SimZSSModule)
-        readout = "concept" if pl_module.loss.concept_weight > 0 else "sentence"
         with _evaluating(pl_module.model):
-            self.segmenter = Segmenter(pl_module.model, self.protocol, readout, self.precision, pl_module.device)
+            self.segmenter = Segmenter(
+                pl_module.model, self.protocol, pl_module.readout, self.precision, pl_module.device
+            )
             self.segmenter.set_classes(self.benchmark.class_groups, Background(**self.benchmark.background()))
             _ = self.segmenter.predict(self.benchmark[0].image).mask
 

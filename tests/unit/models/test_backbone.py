@@ -454,3 +454,16 @@ def test_class_token_is_the_class_token():
 def test_models_of_a_fixed_size_say_so():
     backbone = make_backbone(timm_name="cait_xxs24_224", image_size=224)
     refused(lambda: backbone(photo(48, 48)), "224")
+
+
+AVERAGES = {TINY_VIT: False, "test_vit2.r160_in1k": True, "test_vit3.r160_in1k": False, "test_resnet.r160_in1k": True}
+
+
+@pytest.mark.parametrize(("name", "averages"), AVERAGES.items())
+def test_whose_global_feature_is_the_mean_of_its_patches(name, averages):
+    backbone = make_backbone(timm_name=name, image_size=160)
+    shaken(backbone.model, amount=0.02)
+    found = backbone(photo(160, 160))
+    assert backbone.averages == averages
+    mean = torch.nn.functional.cosine_similarity(found.patches.mean(dim=1), found.cls).item()
+    assert (mean > 0.9) == averages
