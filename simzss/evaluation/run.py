@@ -16,7 +16,7 @@ from simzss.errors import InputError
 from simzss.evaluation.classification import ClassificationConfig, classify
 from simzss.evaluation.confusion import Confusion
 from simzss.evaluation.counts import counts_file, save_counts
-from simzss.evaluation.evaluate import PLAIN, evaluate, mask_writer
+from simzss.evaluation.evaluate import PLAIN, decoding_processes, evaluate, mask_writer
 from simzss.evaluation.markdown import write_markdown
 from simzss.evaluation.pictures import draw_gallery
 from simzss.evaluation.published import load_published
@@ -44,9 +44,9 @@ def run_evaluation(config: DictConfig) -> dict[str, dict[str, Any]]:
     """
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
-    for key, least in {"overlays": 0, "num_workers": 0, "batch_size": 1}.items():
-        if plain[key] < least:
-            raise InputError(f"{key}={plain[key]} must be at least {least}")
+    plain["num_workers"] = decoding_processes(plain["num_workers"])
+    if plain["overlays"] < 0:
+        raise InputError(f"overlays={plain['overlays']} must be at least 0")
     benchmarks = list(_benchmarks(plain["benchmark"]))
     output = Path(plain["output_dir"])
     output.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from simzss import config as conf
 from simzss.data.benchmark import IGNORE, Benchmark, BenchmarkConfig
 from simzss.distributed import process_group, rank, total
 from simzss.errors import InputError, nearest
-from simzss.evaluation.evaluate import ENGINEERED, PLAIN, load_images
+from simzss.evaluation.evaluate import ENGINEERED, PLAIN, decoding_processes, load_images
 from simzss.evaluation.metrics import scores
 from simzss.models.folder import load_model
 from simzss.segmentation.background import Background
@@ -49,7 +49,12 @@ def run_threshold(config: DictConfig) -> dict[str, Any]:
             batch_size=plain["batch_size"],
         )
         found = search_threshold(
-            segmenter, benchmark, plain["names"], plain["share"], plain["seed"], plain["num_workers"]
+            segmenter,
+            benchmark,
+            plain["names"],
+            plain["share"],
+            plain["seed"],
+            decoding_processes(plain["num_workers"]),
         )
         if rank() == 0:
             text = json.dumps({benchmark.config.name: found}, indent=2)
@@ -67,9 +72,7 @@ def check_settings(plain: Mapping[str, Any]) -> None:
         raise InputError(f"names={plain['names']} is unknown; {nearest(plain['names'], (PLAIN, ENGINEERED))}")
     if not 0 < plain["share"] < 1:
         raise InputError(f"share={plain['share']} must be between 0 and 1")
-    for key, least in {"num_workers": 0, "batch_size": 1}.items():
-        if plain[key] < least:
-            raise InputError(f"{key}={plain[key]} must be at least {least}")
+    decoding_processes(plain["num_workers"])
 
 
 def search_threshold(

@@ -26,6 +26,10 @@ from simzss.segmentation.refine.refinement import Refinement
 from simzss.segmentation.scores import Rule, ScoreMap
 from simzss.segmentation.sliding import cut
 
+_CPU_BATCH = 4
+"""Images at a time without an accelerator: four keep activations within the 32 MB that the memory allocator hands out
+without asking the system each time."""
+
 
 class Prediction:
     """Result for one image of H x W pixels, on the CPU, made when it is asked for.
@@ -66,8 +70,7 @@ class Segmenter:
         precision: `auto`, `bf16-mixed`, `32-true`.
         device: where to run; the model is moved there. Default: the accelerator when there is one.
         refinement: what follows the edges of the photo after classifying.
-        batch_size: images or windows at a time. Eight keep a ViT's activations within what the CPU's memory
-            allocator hands out without asking the system each time; a GPU wants more.
+        batch_size: images or windows at a time, None for what suits the machine.
     """
 
     def __init__(
@@ -78,11 +81,11 @@ class Segmenter:
         precision: str = "auto",
         device: torch.device | None = None,
         refinement: Refinement | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ) -> None:
         if readout not in READOUTS:
             raise InputError(f"readout={readout} is unknown; {nearest(readout, READOUTS)}")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
         self.device = device if device is not None else best_device()
         self.model = model.to(self.device).eval()
@@ -91,7 +94,7 @@ class Segmenter:
         self.precision = resolve_precision(precision, self.device)
         model.backbone.use_precision(self.precision)
         self.refinement = refinement or Refinement()
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (32 if torch.accelerator.is_available() else _CPU_BATCH)
         self.classifier: Classifier | None = None
         if self.protocol.inference == "slide":
             model.backbone.check_size(self.protocol.crop_size, self.protocol.crop_size)

@@ -35,7 +35,7 @@ class Row:
 
 
 def throughput(
-    name: str, unit: str, amount: float, ours: Callable[[], Any], baseline: Callable[[], Any], runs: int
+    bench: str, name: str, unit: str, amount: float, ours: Callable[[], Any], baseline: Callable[[], Any], runs: int
 ) -> Row:
     """Time both in turn, after one run of each that does not count; `amount` of work per run in units times seconds."""
     ours()
@@ -43,7 +43,7 @@ def throughput(
     pairs = [(amount / _seconds(ours), amount / _seconds(baseline)) for _ in range(runs)]
     mine, theirs = zip(*pairs, strict=True)
     ratio = statistics.median(a / b for a, b in pairs)
-    command = f"make bench BENCH={name}"
+    command = f"make bench BENCH={bench}"
     return Row(name, unit, statistics.median(mine), statistics.median(theirs), ratio, command)
 
 
