@@ -1,6 +1,7 @@
 """The `simzss` command: parses a verb and its overrides, calls one function. Imports the heavy parts inside a verb."""
 
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def dispatch(arguments: list[str]) -> None:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         raise InputError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO if _speaks() else logging.WARNING, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpcore", "huggingface_hub", "timm", "PIL", "fsspec", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if verb == "config":
@@ -73,8 +74,14 @@ def _eval(overrides: list[str]) -> None:
     from simzss.evaluation.run import run_evaluation
 
     results = run_evaluation(compose("eval", overrides))
-    for name, result in results.items():
-        print(f"{name}: {_summary(result)}")
+    if _speaks():
+        for name, result in results.items():
+            print(f"{name}: {_summary(result)}")
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of those that torchrun started whose words count."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _summary(result: dict[str, Any]) -> str:
@@ -124,6 +131,8 @@ def _threshold(overrides: list[str]) -> None:
     from simzss.evaluation.threshold import run_threshold
 
     found = run_threshold(compose("threshold", overrides))
+    if not _speaks():
+        return
     images, scores = found["images"], found["mIoU"]
     before = "" if found["mIoU_configured"] is None else f" ({found['mIoU_configured']:.2f} with the present one)"
     print(

@@ -20,7 +20,9 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 """The folder of configuration files: top level of a checkout, a package beside `simzss` when installed."""
 
 # Keys whose default says nothing of their type: null that means a number, and a word that may be a number.
-_INTEGER_OR_NULL = {"trainer.micro_batch", "benchmark.limit", "validation.limit"}
+_INTEGER_OR_NULL = {
+    "trainer.micro_batch", "benchmark.limit", "validation.limit", "protocol.short_side", "num_workers", "batch_size"
+}  # fmt: skip
 _INTEGER_OR_WORD = {"trainer.devices", "text.trainable_layers"}
 
 ProgramConfig = TypeVar("ProgramConfig")

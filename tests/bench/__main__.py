@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simzss.errors import InputError, nearest, run_program
-from tests.bench import evaluation
+from tests.bench import evaluation, memory
 from tests.bench.rows import Row, machine, write
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {"evaluation": evaluation.run}
+BENCHES: dict[str, Callable[[], list[Row]]] = {"evaluation": evaluation.run, "memory": memory.run}
 OUTPUT = Path("outputs/bench.json")
 
 

@@ -1,12 +1,16 @@
 """The eight sets in their official layouts, from raw downloads to one evaluation of all and a comparison of runs."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import data_prep.cityscapes
@@ -15,6 +19,7 @@ import data_prep.coco_stuff
 import data_prep.context
 from simzss.cli import dispatch
 from simzss.errors import InputError
+from simzss.evaluation.counts import load_counts
 from simzss.models.folder import save_model
 from simzss.models.simzss import SimZSS
 from tests.support import official_layouts
@@ -153,6 +158,27 @@ def test_refinement_is_a_word(prepared):
     plain, refined = measure(folder, "plain", *common), measure(folder, "pamr", *common, "refine=pamr")
     assert plain["voc21"]["protocol"]["refine"] == "none" and refined["voc21"]["protocol"]["refine"]["kind"] == "pamr"
     assert plain["voc21"]["mIoU"] != refined["voc21"]["mIoU"]
+
+
+def test_two_processes_write_what_one_writes(measured):
+    """By torchrun, as users start it: the same results and counts, every mask once."""
+    folder, _, results = measured
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "simzss"]
+    options = ["benchmark=all", f"benchmark.root={folder}/data", "benchmark.sets=[voc20,cityscapes]", "save_masks=true"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "eval", f"model={folder}/model", f"output_dir={folder}/two", *SMALL, *options],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((folder / "two" / "results.json").read_text(encoding="utf-8"))
+    assert found == {name: results[name] for name in ("voc20", "cityscapes")}
+    assert done.stdout.count("voc20: mIoU") == 1
+    for name in ("voc20", "cityscapes", "cityscapes_engineered"):
+        one, two = (load_counts(folder / run / "counts" / f"{name}.safetensors") for run in ("all", "two"))
+        assert torch.equal(one.per_image, two.per_image) and torch.equal(one.confusion, two.confusion)
+    for mask in (folder / "two" / "masks").rglob("*.png"):
+        assert mask.read_bytes() == (folder / "all" / mask.relative_to(folder / "two")).read_bytes()
 
 
 def test_runs_are_compared(measured, capsys):

@@ -143,6 +143,21 @@ def test_labels_of_tiles_are_those_of_the_whole(target, tile, prunable, whole):
     assert target == (1, 1) or len(expected.unique()) > 4
 
 
+@pytest.mark.parametrize("prunable", [False, True])
+def test_no_more_than_a_tile_is_held(prunable):
+    """171 classes of an image of 2048 by 1024 pixels at full resolution would be 359 million scores."""
+    seen = []
+
+    class Watching(Best):
+        def decide(self, scores, rows=None):
+            seen.append(scores.numel())
+            return super().decide(scores, rows)
+
+    scores = torch.randn(2, 171, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = ScoreMap(scores, [(0, 0), (0, 32)], (64, 64), (64, 96), (1024, 2048)).labels(Watching(prunable))
+    assert found.shape == (1024, 2048) and max(seen) <= 171 * 48 * 48
+
+
 @pytest.mark.parametrize("size", [(5, 4), (48, 48), (50, 97), (3, 2), (1, 1)])
 def test_the_whole_image_is_interpolated_once_as_torch_does(size):
     scores = torch.randn(1, 7, 5, 4, generator=torch.Generator().manual_seed(0))
