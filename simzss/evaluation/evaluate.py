@@ -22,7 +22,6 @@ from simzss.visualize import index_mask
 
 PLAIN, ENGINEERED = "plain", "engineered"
 Visitor = Callable[[str, Tensor], None]
-_AHEAD = 8  # batches of images that are loaded together, so that images of one shape find each other
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def load_images(benchmark: Benchmark, segmenter: Segmenter, num_workers: int) ->
         _Images(benchmark, segmenter.resize),
         # range(rank, n, world) visits each image exactly once; a DistributedSampler would repeat some.
         sampler=range(rank(), len(benchmark), world_size()),
-        batch_size=_AHEAD * segmenter.batch_size,
+        batch_size=segmenter.ahead,
         collate_fn=list,
         num_workers=num_workers,
     )

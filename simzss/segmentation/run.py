@@ -39,18 +39,19 @@ def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
     segmenter.set_classes(classes, Background(**background))
     output = Path(plain["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
-    for path in images:
-        try:
-            image = to_rgb(Image.open(path))
-        except OSError as error:
-            raise InputError(f"{path} is no readable image: {error}") from error
-        mask = segmenter.predict(image).mask.numpy()
-        drawn = output / f"{path.stem}_overlay.png"
-        overlay(image, mask, segmenter.class_names).save(drawn)
-        yield drawn
-        indices = output / f"{path.stem}_mask.png"
-        index_mask(mask, num_classes=len(segmenter.class_names)).save(indices)
-        yield indices
+    for start in range(0, len(images), segmenter.ahead):
+        chunk = images[start : start + segmenter.ahead]
+        photos, unreadable = _read(chunk)
+        # What was read before a broken file is still worth its mask.
+        for path, photo, prediction in zip(chunk, photos, segmenter.predict_batch(photos), strict=False):
+            drawn = output / f"{path.stem}_overlay.png"
+            overlay(photo, prediction.mask.numpy(), prediction.class_names).save(drawn)
+            yield drawn
+            indices = output / f"{path.stem}_mask.png"
+            index_mask(prediction.mask.numpy(), num_classes=len(prediction.class_names)).save(indices)
+            yield indices
+        if unreadable is not None:
+            raise unreadable
 
 
 def parse_classes(text: str | list[str]) -> list[list[str]]:
@@ -64,6 +65,18 @@ def parse_classes(text: str | list[str]) -> list[list[str]]:
     if not groups:
         raise InputError('classes is empty: give names such as classes="cat,dog"')
     return groups
+
+
+def _read(paths: list[Path]) -> tuple[list[Image.Image], InputError | None]:
+    """The images up to the first that cannot be read, and the error of that one."""
+    photos: list[Image.Image] = []
+    for path in paths:
+        try:
+            photos.append(to_rgb(Image.open(path)))
+        except Exception as error:
+            # Pillow raises a dozen types on broken files (OSError, SyntaxError, DecompressionBombError …).
+            return photos, InputError(f"{path} is no readable image: {error}")
+    return photos, None
 
 
 def _check_images(images: list[Path]) -> None:

@@ -30,6 +30,8 @@ _CPU_BATCH = 4
 """Images at a time without an accelerator: four keep activations within the 32 MB that the memory allocator hands out
 without asking the system each time."""
 
+_AHEAD = 8  # batches
+
 
 class Prediction:
     """Result for one image of H x W pixels, on the CPU, made when it is asked for.
@@ -108,6 +110,11 @@ class Segmenter:
         """Load a model folder (see `simzss.models.folder`); `options` are those of the class."""
         model, settings = load_model(source, backbone_weights)
         return cls(model, readout=readout or settings.get("readout", "concept"), **options)
+
+    @property
+    def ahead(self) -> int:
+        """Number of images worth handing over together, so that those of one shape find each other."""
+        return _AHEAD * self.batch_size
 
     def set_classes(self, classes: ClassNames, background: Background | None = None) -> "Segmenter":
         """Say what to look for: one name per class, or several of which the mean is taken.

@@ -20,6 +20,7 @@ pytestmark = [
     ),
 ]
 PHOTOS = 900
+CONF = Path(__file__).resolve().parents[2] / "conf"
 ROOTS = {"voc20": "VOCdevkit", "voc21": "VOCdevkit", "ade20k": "ADEChallengeData2016", "coco_object": "coco_object",
          "coco_things": "coco_object"}  # fmt: skip
 
@@ -88,6 +89,47 @@ def test_segment_with_own_words(clip_model, data, tmp_path):
         assert mask.shape == Image.open(photo).size[::-1]
         assert mask.max() < 5
         assert (tmp_path / f"{photo.stem}_overlay.png").is_file()
+
+
+def test_evaluation_of_all_equals_numpy_on_the_masks_of_segment(clip_model, data, tmp_path):
+    """Voc20 and ade20k, plain names: mIoU by a program of its own, from the PNG files that `segment` wrote."""
+    run("simzss", "eval", f"model={clip_model}", "benchmark=all", f"benchmark.root={data}", "benchmark.limit=40",
+        f"output_dir={tmp_path}/eval", "overlays=1")  # fmt: skip
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert {name for name, result in results.items() if "mIoU" in result} >= {"voc20", "voc21", "coco_object", "ade20k"}
+    assert "missing" in results["cityscapes"]
+    voc, ade = data / "VOCdevkit" / "VOC2012", data / "ADEChallengeData2016"
+    names = (voc / "ImageSets/Segmentation/val.txt").read_text().split()[:40]
+    sets = {
+        "voc20": [(voc / f"JPEGImages/{name}.jpg", voc / f"SegmentationClass/{name}.png") for name in names],
+        "ade20k": [
+            (ade / f"images/validation/{mask.stem}.jpg", mask)
+            for mask in sorted((ade / "annotations/validation").glob("*.png"))[:40]
+        ],
+    }
+    for benchmark, pairs in sets.items():
+        classes = [line.strip() for line in (CONF / f"names/{benchmark}.txt").read_text().splitlines()]
+        classes = [line for line in classes if line and not line.startswith("#")]
+        run("simzss", "segment", *(photo for photo, _ in pairs), f"model={clip_model}",
+            f"classes={','.join(classes)}", f"output_dir={tmp_path}/{benchmark}")  # fmt: skip
+        matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        for photo, mask in pairs:
+            truth = np.asarray(Image.open(mask)).astype(int) - 1
+            found = np.asarray(Image.open(tmp_path / benchmark / f"{photo.stem}_mask.png")).astype(int)
+            counted = (truth >= 0) & (truth < len(classes))
+            np.add.at(matrix, (truth[counted], found[counted]), 1)
+        union = matrix.sum(axis=0) + matrix.sum(axis=1) - matrix.diagonal()
+        expected = 100 * (matrix.diagonal()[union > 0] / union[union > 0]).mean()
+        assert results[benchmark]["mIoU"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_retrieval(clip_model, data, tmp_path):
+    flickr = data / "flickr8k"
+    run("simzss", "eval", f"model={clip_model}", "benchmark=retrieval", f"benchmark.root={flickr}/images",
+        f"benchmark.captions={flickr}/captions_val.json", "benchmark.limit=100", f"output_dir={tmp_path}")  # fmt: skip
+    result = json.loads((tmp_path / "results.json").read_text())["retrieval"]
+    assert result["images"] == 100 and result["captions"] == 500
+    assert result["image_to_text"]["R@1"] > 20 and result["text_to_image"]["R@1"] > 20
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "dinov2_vits14"])
