@@ -152,7 +152,7 @@ def _histograms(
         sizes = [(image.mask.shape[0], image.mask.shape[1]) for image in images]
         pixels = [image.pixels for image in images]
         for image, (found,) in zip(images, segmenter.predict_resized(pixels, sizes, [classifier]), strict=True):
-            codes = found.scores.labels(_Codes(classifier)).cpu()
+            codes = found.score()[0].labels(_Codes(classifier)).cpu()
             counted = image.mask != IGNORE
             truth, codes = image.mask[counted].long(), codes[counted]
             flat = (codes // count * count + truth) * count + codes % count

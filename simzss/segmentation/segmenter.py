@@ -37,25 +37,26 @@ class Prediction:
     """Result for one image of H x W pixels, on the CPU, made when it is asked for.
 
     Args:
-        scores: of the image.
-        rule: what makes labels of them.
+        score: scores of the image and the rule that makes labels of them. Called for, and not kept: refined scores
+            are large, and many predictions may be waiting.
         class_names: K names, indexed by the mask.
     """
 
-    def __init__(self, scores: ScoreMap, rule: Rule, class_names: tuple[str, ...]) -> None:
-        self.scores = scores
-        self._rule = rule
+    def __init__(self, score: Callable[[], tuple[ScoreMap, Rule]], class_names: tuple[str, ...]) -> None:
+        self.score = score
         self.class_names = class_names
 
     @cached_property
     def mask(self) -> Tensor:
         """(H, W) int64, indices into `class_names`."""
-        return self.scores.labels(self._rule).cpu()
+        scores, rule = self.score()
+        return scores.labels(rule).cpu()
 
     @cached_property
     def logits(self) -> Tensor:
         """(K, H, W) float32, made when asked for: for many classes they are large."""
-        return self._rule.logits(self.scores.full()).cpu()
+        scores, rule = self.score()
+        return rule.logits(scores.full()).cpu()
 
 
 class Segmenter:
@@ -180,23 +181,28 @@ class Segmenter:
             shapes = (places if slide else None, _shape(windows[0]), _shape(image))
             predictions.append(
                 [
-                    self._prediction(partial(ScoreMap, torch.stack(scores), *shapes), image, size, classifier)
+                    Prediction(
+                        partial(
+                            self._refined, partial(ScoreMap, torch.stack(scores), *shapes), image, size, classifier
+                        ),
+                        classifier.names,
+                    )
                     for scores, classifier in zip(zip(*own, strict=True), classifiers, strict=True)
                 ]
             )
         return predictions
 
-    def _prediction(
+    @torch.no_grad()
+    def _refined(
         self, scores_at: Callable[[tuple[int, int]], ScoreMap], image: Tensor, size: tuple[int, int], rule: Classifier
-    ) -> Prediction:
-        """What scores, which can be had at any size, say of an image of `size`; refined at the resized image's size."""
+    ) -> tuple[ScoreMap, Rule]:
+        """Scores, which can be had at any size, at the photo's size; refined at the resized image's size."""
         if self.refinement.kind == "none":
-            return Prediction(scores_at(size), rule, rule.names)
+            return scores_at(size), rule
         probabilities = rule.logits(scores_at(_shape(image)).full()).softmax(dim=0)
         colours = image.to(self.device).float()
         refined = pamr(colours, probabilities, self.refinement.iterations, self.refinement.dilations)
-        scores = ScoreMap(refined[None], None, _shape(image), _shape(image), size)
-        return Prediction(scores, ClassProbabilities(), rule.names)
+        return ScoreMap(refined[None], None, _shape(image), _shape(image), size), ClassProbabilities()
 
     def _similarities(self, windows: Sequence[Tensor], classifiers: Sequence[Classifier]) -> Iterator[list[Tensor]]:
         """For each window (3, h, w) the (S, h', w') cosines of each classifier; windows of one shape go together."""
