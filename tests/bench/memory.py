@@ -4,7 +4,8 @@ Each side runs in a process of its own, whose peak before and after is compared;
 """
 
 import multiprocessing
-import resource
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from simzss.segmentation.classifier import Classifier
 from simzss.segmentation.scores import ScoreMap
 from tests.bench.rows import Row
 
+Shape = tuple[int, int]
 CLASSES = 171
 CASES = {"640x480": ((480, 640), (24, 32)), "2048x1024": ((1024, 2048), (24, 48))}
 
@@ -32,13 +34,20 @@ def run() -> list[Row]:
     return rows
 
 
-def _peak(action, size: tuple[int, int], grid: tuple[int, int]) -> float:
-    """Megabytes that `action` adds to the peak of this process; a small run comes first, to load what it needs."""
+def _peak(action: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor], size: Shape, grid: Shape) -> float:
+    """Megabytes that `action` adds to what this process holds, at their peak (Linux)."""
     coarse = F.interpolate(torch.randn(1, CLASSES, 6, 6), size=grid, mode="bicubic")
-    action(coarse, (64, 64))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    action(coarse, (64, 64))  # loads what it needs
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    before = _status("VmRSS")
     action(coarse, size)
-    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 1) / 1024
+    return max(_status("VmHWM") - before, 1) / 1024
+
+
+def _status(key: str) -> int:
+    """A figure of this process in kilobytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def _ours(coarse: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
