@@ -201,11 +201,9 @@ def _validate(root: str, plain: dict[str, Any]) -> None:
 
 
 def _help(verb: str) -> None:
-    from simzss import config
+    from simzss.config import help_text
 
-    print((config.CONF_DIR / f"{verb}.yaml").read_text(encoding="utf-8"))
-    for group in config.groups_of(verb):
-        print(f"{group}: {', '.join(config.choices(group))}")
+    print(help_text(verb))
 
 
 if __name__ == "__main__":

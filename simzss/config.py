@@ -140,6 +140,35 @@ def save(config: DictConfig, path: Path) -> None:
         raise InputError(f"{path} cannot be written: {error}") from error
 
 
+def fill(cls: type[ProgramConfig], values: dict[str, Any], prefix: str = "") -> ProgramConfig:
+    """The dataclass `cls` from plain values of a composition.
+
+    Keys whose default is null keep text as it was given: here the types of the fields say what it means.
+
+    Args:
+        prefix: of the keys in messages, such as `filters.`.
+
+    Raises:
+        InputError: a value of another type than its field.
+    """
+    assert is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    typed = {}
+    for key, value in values.items():
+        options = _options(hints[key])
+        text = isinstance(value, str) and not {int, float, bool}.isdisjoint(options)
+        typed[key] = _convert(f"{prefix}{key}={value}", value, hints[key]) if text else value
+        if value is None and type(None) not in options:
+            raise InputError(f"{prefix}{key}=null: a value is needed")
+    return cls(**typed)
+
+
+def help_text(root: str) -> str:
+    """What `--help` prints for a root: its file, and the choices of its groups."""
+    lines = [(CONF_DIR / f"{root}.yaml").read_text(encoding="utf-8")]
+    return "\n".join([*lines, *(f"{group}: {', '.join(choices(group))}" for group in groups_of(root))])
+
+
 def parse_program(cls: type[ProgramConfig], argv: list[str] | None = None) -> ProgramConfig:
     """Fill the dataclass `cls` from `key=value` arguments (`argv`, default the command line).
 
@@ -223,7 +252,7 @@ def _names_file(key: str) -> bool:
 
 def _convert(argument: str, value: str, wanted: Any) -> Any:
     """`value` as the type `wanted`; text stays as written, less one pair of quotes around it."""
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    options = _options(wanted)
     if type(None) in options and value == "null":
         return None
     kind = next(option for option in options if option is not type(None))
@@ -250,6 +279,11 @@ def _convert(argument: str, value: str, wanted: Any) -> Any:
         dict: "a mapping {a: b}",
     }
     raise InputError(f"{argument}: expected {names[origin]}")
+
+
+def _options(wanted: Any) -> tuple[Any, ...]:
+    """The types of `a | b`."""
+    return typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
 
 
 def _numbers(value: Any) -> Any:

@@ -24,12 +24,15 @@ class ConceptPipeline:
     Args:
         name: installed package name or path of a pipeline folder.
         batch_size: captions parsed together; 256 is 3.7 times as fast as one by one on CPU.
+        accelerator: run on one, as transformer pipelines should; spaCy needs CuPy for it.
 
     Raises:
-        InputError: not installed, not a pipeline, or without the parts that concepts need.
+        InputError: not installed, not a pipeline, or without the parts that concepts need; no accelerator.
     """
 
-    def __init__(self, name: str, batch_size: int = 256) -> None:
+    def __init__(self, name: str, batch_size: int = 256, accelerator: bool = False) -> None:
+        if accelerator:
+            _use_accelerator()
         self.nlp = _load(name)
         self.batch_size = batch_size
 
@@ -50,6 +53,16 @@ class ConceptPipeline:
                     Caption(text, tuple(extract_concepts(doc, text))) for text, doc in zip(texts, docs, strict=True)
                 ]
             yield from annotated
+
+
+def _use_accelerator() -> None:
+    try:
+        spacy.require_gpu()  # before loading: it decides where the weights go
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"executor.gpus: spaCy finds no accelerator here (pip install cupy-cuda12x): {reason}"
+        ) from error
 
 
 def _load(name: str) -> Language:

@@ -22,7 +22,7 @@ from typing import Any
 
 import braceexpand
 import webdataset as wds
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from simzss.concepts.concept import Caption
@@ -202,18 +202,28 @@ def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Image bytes as RGB.
+    """Image bytes as RGB, turned as its EXIF orientation says: so a camera's owner saw it and wrote about it.
 
     Raises:
-        ValueError: not an image, or a broken one.
+        ValueError: not an image, a broken one, or one of more pixels than Pillow takes for harmless (89 million).
     """
     try:
-        return to_rgb(Image.open(io.BytesIO(data)))
+        image = Image.open(io.BytesIO(data))
+        # Pillow only warns up to twice its limit.
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        image.load()
+        # In place, so that it is turned before the rest of a broken EXIF block can fail; without it, it stays as it is.
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
     except UnidentifiedImageError as error:
         # Its own text holds the address of the BytesIO, different in every run.
-        raise ValueError("unreadable image: no known format") from error
+        raise ValueError(f"unreadable image: {'no known format' if data else 'the file is empty'}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image too large: {error}") from error
     except Exception as error:
-        # Pillow raises a dozen types on broken files (OSError, SyntaxError, struct.error, DecompressionBombError …).
+        # Pillow raises a dozen types on broken files (OSError, SyntaxError, struct.error …).
         raise ValueError(f"unreadable image: {error}") from error
 
 

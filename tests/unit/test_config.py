@@ -9,6 +9,7 @@ from simzss.config import (
     CONF_DIR,
     choices,
     compose,
+    fill,
     find_file,
     groups,
     groups_of,
@@ -21,7 +22,7 @@ from simzss.config import (
 )
 from simzss.errors import InputError
 
-ROOTS = {"train": [], "eval": ["benchmark=voc20"], "segment": [], "report": []}
+ROOTS = {"train": [], "eval": ["benchmark=voc20"], "segment": [], "report": [], "captions": []}
 FILES = sorted(str(path.relative_to(CONF_DIR)) for path in CONF_DIR.glob("*/*.yaml"))
 
 
@@ -382,3 +383,36 @@ def test_program_help(capsys):
     assert "Does this and that." in printed
     for part in ("output: str = required", "count: int = 3", "names", "quiet: bool = False"):
         assert part in printed
+
+
+@dataclass(frozen=True)
+class Typed:
+    count: int | None
+    share: float
+    flag: bool
+    name: str | None
+    words: str | list[str] | None
+
+
+def test_fill_reads_text_by_the_type_of_its_field():
+    values = {"count": "3", "share": "1e-3", "flag": "true", "name": "3", "words": ["a"]}
+    assert fill(Typed, values) == Typed(3, 0.001, True, "3", ["a"])
+    assert fill(Typed, values | {"count": None, "share": 2, "name": None, "words": "7"}) == Typed(
+        None, 2, True, None, "7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("count", "many", "typed.count=many: expected an integer"),
+        ("share", "x", "typed.share=x: expected a number"),
+        ("flag", "3", "typed.flag=3: expected true or false"),
+        ("share", None, "typed.share=null: a value is needed"),
+    ],
+)
+def test_fill_names_the_key(key, value, says):
+    values = {"count": 1, "share": 1.0, "flag": True, "name": "x", "words": None}
+    with pytest.raises(InputError) as caught:
+        fill(Typed, values | {key: value}, "typed.")
+    assert str(caught.value) == says

@@ -38,6 +38,10 @@ def test_command_is_understood(command):
     if words[0] == "simzss":
         compose(words[1], overrides)
         return
+    root = words[2].removeprefix("data_prep.")
+    if (CONF_DIR / f"{root}.yaml").is_file():
+        compose(root, overrides)
+        return
     program = importlib.import_module(words[2])
     configs = [
         item for item in vars(program).values() if dataclasses.is_dataclass(item) and item.__module__ == words[2]

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import subprocess
 import sys
@@ -6,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import data_prep.captions as program
+import data_prep.captions.program as program
+import data_prep.captions.task as task
 from simzss.data.shards import Sample, read_shards
 from simzss.errors import InputError
 from tests.support.files import contents, image_bytes, make_image_folder, write_coco_json, write_tar
@@ -20,11 +22,6 @@ CAPTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def loaded_pipeline(monkeypatch):
-    monkeypatch.setattr(program, "ConceptPipeline", lambda name: pipeline())
-
-
 @pytest.fixture
 def images(tmp_path) -> Path:
     return make_image_folder(tmp_path / "images", CAPTIONS)
@@ -36,6 +33,7 @@ def output(tmp_path) -> Path:
 
 
 def run(monkeypatch, **arguments) -> None:
+    arguments = {"executor": "serial"} | arguments
     argv = [f"{key}={value}" for key, value in arguments.items()]
     monkeypatch.setattr(sys, "argv", ["captions", *argv])
     program.main()
@@ -63,8 +61,11 @@ def index(output: Path) -> dict:
 
 
 def skipped(output: Path) -> dict[str, str]:
-    records = json.loads((output / "skipped.json").read_text(encoding="utf-8"))
-    return {record["name"]: record["reason"] for record in records}
+    records = [json.loads(line) for line in (output / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
+    found: dict[str, str] = {}
+    for record in records:
+        found[record["name"]] = found.get(record["name"], "") + f"{record['reason']} {record['detail']}; "
+    return found
 
 
 def test_coco_captions(tmp_path, images, output, monkeypatch):
@@ -79,21 +80,33 @@ def test_coco_captions(tmp_path, images, output, monkeypatch):
     assert texts == [[text.strip() for text in group] for group in CAPTIONS.values()]
     lemmas = [[[concept.lemma for concept in caption.concepts] for caption in sample.captions] for sample in found]
     assert lemmas == [[["dog", "table"], ["tennis racket"]], [["café table"]], [["cat"], ["cat", "dog"], []]]
-    assert not (output / "skipped.json").exists()
+    assert not (output / "skipped.jsonl").exists()
     assert sorted(path.name for path in output.parent.iterdir()) == ["shards"]
 
 
 def test_index_totals(tmp_path, images, output, monkeypatch, capsys):
     captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
     run(monkeypatch, images=images, captions=captions, output=output, samples_per_shard=2)
-    assert index(output) == {
-        "format_version": 1,
+    found = index(output)
+    shards = found.pop("shards")
+    assert found == {
+        "format_version": 2,
+        "complete": True,
         "pipeline": pipeline().info,
-        "shards": [
-            {"name": "shard-000000.tar", "samples": 2, "captions": 3, "concepts": 4},
-            {"name": "shard-000001.tar", "samples": 1, "captions": 3, "concepts": 3},
-        ],
+        "samples": 3,
+        "captions": 6,
+        "concepts": 7,
+        "left_out": {"images": {}, "captions": {}},
+        "failed": {},
     }
+    paths = sorted(output.glob("*.tar"))
+    assert [(shard["name"], shard["samples"], shard["captions"], shard["concepts"]) for shard in shards] == [
+        ("shard-000000-000.tar", 2, 3, 4),
+        ("shard-000001-000.tar", 1, 3, 3),
+    ]
+    assert [path.name for path in paths] == [shard["name"] for shard in shards]
+    assert [path.stat().st_size for path in paths] == [shard["bytes"] for shard in shards]
+    assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] == [shard["sha256"] for shard in shards]
     assert len({sample.key for sample in samples(output)}) == 3
     assert "3 images, 6 captions, 7 concepts in 2 shards" in capsys.readouterr().out
 
@@ -108,24 +121,37 @@ def test_missing_and_unreadable_images_are_counted_and_the_run_goes_on(tmp_path,
     captions = write_coco_json(tmp_path / "captions.json", everything)
     run(monkeypatch, images=images, captions=captions, output=output, samples_per_shard=2)
     assert [sample.file_name for sample in samples(output)] == list(CAPTIONS)
-    assert [sample.key for sample in samples(output)] == ["000000000", "000000001", "000000002"]
+    # Task and place in it: "broken.jpg" and "text.png" have places as well, files that are not there have none.
+    assert [sample.key for sample in samples(output)] == ["000001000000", "000001000001", "000002000000"]
     reasons = skipped(output)
     assert reasons.keys() == {"gone.jpg", "broken.jpg", "text.png", "folder.png", "silent.png", "blank.png"}
     assert "missing" in reasons["gone.jpg"]
     assert "unreadable image" in reasons["broken.jpg"] and "unreadable image" in reasons["text.png"]
     assert "no caption" in reasons["silent.png"] and "no caption" in reasons["blank.png"]
     assert sum(shard["samples"] for shard in index(output)["shards"]) == 3
-    assert "skipped 6" in capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "left out: 2 images: unreadable image\n" in printed and "left out: 2 images: no caption\n" in printed
+    left_out = {"unreadable image": 2, "no caption": 2, "image file missing": 1, "image file cannot be read": 1}
+    assert index(output)["left_out"] == {"images": left_out, "captions": {"empty caption": 1}}
 
 
-def test_chunk_without_a_readable_image_leaves_no_gap(tmp_path, images, output, monkeypatch):
+def test_task_without_a_readable_image_has_no_shard(tmp_path, images, output, monkeypatch):
     (images / "x.png").write_bytes(b"no image")
     everything = {"x.png": ["a cow"]} | CAPTIONS
     captions = write_coco_json(tmp_path / "captions.json", everything)
     run(monkeypatch, images=images, captions=captions, output=output, samples_per_shard=1)
     names = [shard["name"] for shard in index(output)["shards"]]
-    assert names == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
-    assert [sample.key for sample in samples(output)] == ["000000000", "000000001", "000000002"]
+    assert names == ["shard-000001-000.tar", "shard-000002-000.tar", "shard-000003-000.tar"]
+    assert [sample.file_name for sample in samples(output)] == list(CAPTIONS)
+
+
+def test_shard_ends_where_its_images_pass_the_size(tmp_path, images, output, monkeypatch):
+    captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
+    sizes = [(images / name).stat().st_size for name in CAPTIONS]
+    megabytes = (sizes[0] + 1) / 1e6
+    run(monkeypatch, images=images, captions=captions, output=output, shard_megabytes=megabytes)
+    names = [(shard["name"], shard["samples"]) for shard in index(output)["shards"]]
+    assert names == [("shard-000000-000.tar", 2), ("shard-000000-001.tar", 1)]
 
 
 def test_same_input_gives_the_same_bytes(tmp_path, images, output, monkeypatch):
@@ -133,7 +159,7 @@ def test_same_input_gives_the_same_bytes(tmp_path, images, output, monkeypatch):
     for name in ("one", "two"):
         run(monkeypatch, images=images, captions=captions, output=output / name, samples_per_shard=2)
     assert contents(output / "one") == contents(output / "two")
-    assert len(contents(output / "one")) == 4
+    assert len(contents(output / "one")) == 2 + 2 + 2 + 2  # shards, lists, records, settings and lock
 
 
 def test_reasons_are_the_same_in_every_run(tmp_path, images, output, monkeypatch):
@@ -170,7 +196,14 @@ def test_img2dataset(tmp_path, output, monkeypatch):
     write_tar(tmp_path / "in" / "00000.tar", first)
     write_tar(tmp_path / "in" / "00001.tar", second)
     (tmp_path / "in" / "00002.tar").write_bytes(b"no tar " * 500)
-    run(monkeypatch, shards=tmp_path / "in" / "{00000..00002}.tar", output=output)
+    arguments = {"shards": tmp_path / "in" / "{00000..00002}.tar", "output": output}
+    with pytest.raises(InputError, match=r"00002\.tar"):
+        run(monkeypatch, **arguments)
+    assert index(output)["failed"].keys() == {str(tmp_path / "in" / "00002.tar")}
+    with pytest.raises(InputError, match="broken_tars was fail and is keep"):
+        run(monkeypatch, **arguments, broken_tars="keep")
+    output = output.with_name("kept")
+    run(monkeypatch, **arguments | {"output": output, "broken_tars": "keep"})
     found = samples(output)
     assert [sample.captions[0].text for sample in found] == ["a dog", "Café tables", "a cow"]
     assert [sample.file_name for sample in found] == ["000000001.jpg", "5.webp", "9.jpg"]
@@ -181,8 +214,9 @@ def test_img2dataset(tmp_path, output, monkeypatch):
     assert reasons.keys() == {"000000002", "000000003.png", "000000004", "part/6", "part/7", "part/8", "00002.tar"}
     assert "no image" in reasons["000000002"] and "unreadable image" in reasons["000000003.png"]
     assert "no caption" in reasons["000000004"] and "no caption" in reasons["part/6"]
-    assert "bad annotation" in reasons["part/7"] and "bad annotation" in reasons["part/8"]
-    assert "unreadable tar" in reasons["00002.tar"]
+    assert "UTF-8" in reasons["part/7"] or "no caption" in reasons["part/7"]
+    assert ".json cannot be used" in reasons["part/8"]
+    assert "breaks off" in reasons["00002.tar"]
 
 
 @pytest.mark.parametrize("meta", [b"[]", b"null", b'"text"', b"3"])
@@ -320,7 +354,7 @@ def test_output_that_is_empty_and_cannot_be_replaced(tmp_path, images, output, m
     monkeypatch.chdir(output)
     run(monkeypatch, images=images, captions=captions, output="." if place == "." else tmp_path / "link")
     assert len(samples(output)) == 3 and output.stat().st_ino == inode
-    assert sorted(path.name for path in output.iterdir()) == ["index.json", "shard-000000.tar"]
+    assert sorted(path.name for path in output.iterdir()) == [".tasks", "index.json", "shard-000000-000.tar"]
 
 
 def test_output_that_is_a_link_to_nothing(tmp_path, images, monkeypatch):
@@ -330,14 +364,44 @@ def test_output_that_is_a_link_to_nothing(tmp_path, images, monkeypatch):
         run(monkeypatch, images=images, captions=captions, output=tmp_path / "link")
 
 
-def test_full_disk_is_one_line(tmp_path, images, output, monkeypatch):
+def test_full_disk_fails_what_finds_it_and_the_next_run_completes(tmp_path, images, output, monkeypatch):
     captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
+    arguments = {"images": images, "captions": captions, "samples_per_shard": 1}
+    run(monkeypatch, **arguments, output=output / "whole")
+    real = task.write_shard
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path, annotated, info):
+        if "shard-000001" in path.name:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, annotated, info)
 
-    monkeypatch.setattr(program, "write_shard", full)
-    refused(monkeypatch, output, "No space left", images=images, captions=captions, output=output)
+    monkeypatch.setattr(task, "write_shard", full)
+    with pytest.raises(InputError) as caught:
+        run(monkeypatch, **arguments, output=output / "full")
+    assert "images 2 to 2: No space left on device" in str(caught.value) and "\n" not in str(caught.value)
+    assert [sample.file_name for sample in samples(output / "full")] == ["c.jpg", "b.JPEG"]
+    assert not index(output / "full")["complete"] and len(index(output / "full")["failed"]) == 1
+    monkeypatch.setattr(task, "write_shard", real)
+    run(monkeypatch, **arguments, output=output / "full")
+    assert contents(output / "full") == contents(output / "whole")
+
+
+def test_full_disk_ends_the_run_before_every_task_was_tried(tmp_path, output, monkeypatch):
+    names = {f"{number}.png": ["a dog"] for number in range(20)}
+    images = make_image_folder(tmp_path / "many", names)
+    captions = write_coco_json(tmp_path / "captions.json", names)
+    tried = []
+
+    def full(path, annotated, info):
+        tried.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(task, "write_shard", full)
+    with pytest.raises(InputError, match=r"No space left on device.*and 19 more"):
+        run(monkeypatch, images=images, captions=captions, output=output, samples_per_shard=1)
+    assert len(tried) < 5
+    assert len(index(output)["failed"]) == 20 and "not tried: the disk is full" in index(output)["failed"].values()
 
 
 def test_caption_with_half_a_surrogate_pair_is_counted_and_the_run_goes_on(tmp_path, images, output, monkeypatch):
@@ -369,26 +433,31 @@ def test_output_that_is_a_file(tmp_path, images, monkeypatch, name):
     assert (tmp_path / "file").read_text(encoding="utf-8") == "keep"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_run_that_fails_in_the_middle_leaves_no_output(tmp_path, images, output, monkeypatch, error):
+@pytest.mark.parametrize("error", [RuntimeError("of a bug"), KeyboardInterrupt()])
+def test_error_in_the_middle_leaves_whole_shards_and_no_half_one(tmp_path, images, output, monkeypatch, error):
     captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
-    written = []
+    arguments = {"images": images, "captions": captions, "output": output, "samples_per_shard": 1}
+    real = task.write_shard
 
     def failing(path, annotated, info):
-        if written:
+        real(path, annotated, info)
+        if "shard-000001" in path.name:
             raise error
-        written.append(path)
-        path.touch()
 
-    monkeypatch.setattr(program, "write_shard", failing)
-    with pytest.raises(type(error)):
-        run(monkeypatch, images=images, captions=captions, output=output, samples_per_shard=1)
-    assert written and list(output.parent.iterdir()) == []
+    monkeypatch.setattr(task, "write_shard", failing)
+    expected = InputError if isinstance(error, RuntimeError) else KeyboardInterrupt
+    with pytest.raises(expected, match="RuntimeError: of a bug" if expected is InputError else None):
+        run(monkeypatch, **arguments)
+    tars = sorted(path.name for path in output.iterdir() if path.name.endswith(".tar") or "partial" in path.name)
+    assert tars == ["shard-000000-000.tar"] + ["shard-000002-000.tar"] * (expected is InputError)
+    monkeypatch.setattr(task, "write_shard", real)
+    run(monkeypatch, **arguments)
+    assert [sample.file_name for sample in samples(output)] == list(CAPTIONS)
 
 
 def test_unknown_key(monkeypatch, capsys):
     assert exit_code(program.main, ["output=x", "image=y"], monkeypatch) == 2
-    assert capsys.readouterr().err == "error: unknown key 'image'; did you mean images?\n"
+    assert capsys.readouterr().err == "error: unknown key 'image'; did you mean images, image_column, changed?\n"
 
 
 def module(*arguments: object) -> subprocess.CompletedProcess:

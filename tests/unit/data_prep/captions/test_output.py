@@ -1,0 +1,144 @@
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data_prep.captions.output import OutputFolder, opened, partial_path, read_json, write_json, write_whole
+from simzss.errors import InputError
+from tests.support.files import contents
+from tests.support.program import ROOT
+
+RECIPE = {"format": 1, "filters": {"min_words": 3}, "roots": ("a", "b")}
+
+
+def test_write_whole(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, lambda stream: stream.write(b"first"))
+    assert path.read_bytes() == b"first"
+
+    def fails(stream):
+        stream.write(b"second, and no more")
+        raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError):
+        write_whole(path, fails)
+    assert contents(tmp_path) == {"file": b"first"}
+
+
+def test_json_comes_back(tmp_path):
+    content = {"name": "café \ud83d", "numbers": [1, 2.5, None]}
+    write_json(tmp_path / "x.json", content)
+    assert read_json(tmp_path / "x.json") == content
+    assert read_json(tmp_path / "gone.json") is None
+    (tmp_path / "broken.json").write_text('{"a": ')
+    assert read_json(tmp_path / "broken.json") is None
+
+
+def test_finished_needs_the_record_and_every_shard_whole(tmp_path):
+    output = OutputFolder(tmp_path)
+    output.tasks.mkdir()
+    assert output.finished(3) is None
+    record = {"shards": [{"name": output.shard(3, part).name, "bytes": 5} for part in range(2)]}
+    write_json(output.record(3), record)
+    assert output.finished(3) is None
+    for part in range(2):
+        output.shard(3, part).write_bytes(b"12345")
+    assert output.finished(3) == record
+    output.shard(3, 1).write_bytes(b"1234")
+    assert output.finished(3) is None
+
+
+def test_forget(tmp_path):
+    output = OutputFolder(tmp_path)
+    output.tasks.mkdir()
+    for number in (3, 30):
+        for path in (
+            output.record(number),
+            output.fingerprints(number),
+            output.shard(number, 0),
+            output.shard(number, 9),
+        ):
+            path.write_bytes(b"")
+    assert sorted(output.numbers()) == [3, 30]
+    output.forget(3)
+    assert sorted(output.numbers()) == [30]
+    assert len(contents(tmp_path)) == 4
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    with opened(tmp_path / "out", RECIPE) as output:
+        output.shard(0, 0).write_bytes(b"whole")
+        write_json(output.record(0), {"shards": []})
+        partial_path(output.shard(1, 0)).write_bytes(b"half")
+        partial_path(output.record(1)).write_bytes(b"half")
+        (output.scratch / "coco.sqlite").write_bytes(b"x")
+    before = contents(tmp_path / "out")
+    with opened(tmp_path / "out", RECIPE):
+        pass
+    after = contents(tmp_path / "out")
+    assert before.keys() - after.keys() == {name for name in before if "partial" in name}
+    assert len(before) - len(after) == 2
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    with opened(tmp_path / "out", RECIPE) as output:
+        output.shard(0, 0).write_bytes(b"whole")
+    before = contents(tmp_path / "out")
+    with pytest.raises(InputError, match=r"begun with other settings: filters was .*3.* and is .*4"):
+        opened(tmp_path / "out", RECIPE | {"filters": {"min_words": 4}}).__enter__()
+    with pytest.raises(InputError, match="new was None and is 1"):
+        opened(tmp_path / "out", RECIPE | {"new": 1}).__enter__()
+    assert contents(tmp_path / "out") == before
+
+
+def test_lost_settings_are_refused_where_there_is_work(tmp_path):
+    with opened(tmp_path / "out", RECIPE) as output:
+        output.shard(0, 0).write_bytes(b"whole")
+        write_json(output.record(0), {"shards": []})
+    (tmp_path / "out" / ".tasks" / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json is missing or broken"):
+        opened(tmp_path / "out", RECIPE).__enter__()
+
+
+def test_one_run_at_a_time(tmp_path):
+    hold = (
+        "import sys, time; from pathlib import Path; from data_prep.captions.output import opened\n"
+        f"with opened(Path({str(tmp_path / 'out')!r}), {RECIPE!r}): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="being written by another run"):
+            opened(tmp_path / "out", RECIPE).__enter__()
+    finally:
+        other.kill()
+        other.wait()
+    with opened(tmp_path / "out", RECIPE):
+        pass
+
+
+def test_lock_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), opened(tmp_path / "out", RECIPE) as output:
+        output.shard(0, 0).write_bytes(b"whole")
+        raise RuntimeError
+    descriptor = os.open(tmp_path / "out" / ".tasks" / "lock", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+def test_error_before_anything_was_written_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), opened(tmp_path / "out", RECIPE):
+        raise RuntimeError
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="out cannot be written: broken"), opened(tmp_path / "out", RECIPE):
+        raise OSError("broken")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_settings_are_plain_json(tmp_path):
+    with opened(tmp_path / "out", RECIPE) as output:
+        assert json.loads((output.tasks / "settings.json").read_text()) == RECIPE | {"roots": ["a", "b"]}

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from data_prep.captions.duplicates import Fingerprints
+from data_prep.captions.filters import Filters
+from data_prep.captions.output import OutputFolder
+from data_prep.captions.records import Task, key_of
+from data_prep.captions.repeats import Repeats, TaskFingerprints, find_repeats, has_fingerprints
+from simzss.config import load_choice, to_plain
+
+
+def filters(**changes):
+    return Filters(**to_plain(load_choice("filters", "none")) | changes)
+
+
+def random_tasks(rng, merging):
+    """Tasks whose images repeat few files and few pictures; each image with its own places and captions."""
+    tasks = []
+    for number in range(6):
+        count = int(rng.integers(0, 12))
+        positions = np.sort(rng.choice(40, count, replace=False)).astype(np.int64)
+        files = rng.integers(0, 15, count)
+        # One bit apart from its neighbours for each file: near copies of one another in a chain.
+        prints = [(bytes([file]) * 16, (1 << int(file)) - 1) for file in files]
+        captions = [[f"{number}/{position}", "same"] if merging else [] for position in positions]
+        tasks.append((positions, prints, captions))
+    return tasks
+
+
+def by_hand(tasks, exact, distance):
+    """Every image in order against every earlier one that stays: (dropped, captions) by task."""
+    kept = []  # (task, position, digest, hash)
+    first = {}
+    dropped = [{} for _ in tasks]
+    gained = [{} for _ in tasks]
+    for number, (positions, prints, captions) in enumerate(tasks):
+        for position, (digest, value), texts in zip(positions.tolist(), prints, captions, strict=True):
+            if exact != "keep" and digest in first:
+                owner, place = first[digest]
+                dropped[number][position] = f"first copy: {key_of(owner, place)}"
+                if exact == "merge":
+                    gained[owner].setdefault(place, []).extend(texts)
+                continue
+            first.setdefault(digest, (number, position))
+            near = [(o, p) for o, p, h in kept if distance is not None and (h ^ value).bit_count() <= distance]
+            if near:
+                dropped[number][position] = f"first copy: {key_of(*near[0])}"
+            else:
+                kept.append((number, position, value))
+    gained = [{p: t for p, t in found.items() if p not in dropped[n]} for n, found in enumerate(gained)]
+    return dropped, gained
+
+
+@pytest.mark.parametrize("exact", ["keep", "drop", "merge"])
+@pytest.mark.parametrize("distance", [None, 0, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_decisions_against_a_loop(tmp_path, exact, distance, seed):
+    tasks = random_tasks(np.random.default_rng(seed), exact == "merge")
+    output = OutputFolder(tmp_path)
+    output.tasks.mkdir()
+    for number, (positions, prints, captions) in enumerate(tasks):
+        if len(positions):  # a task without fingerprints is one that failed
+            with output.fingerprints(number).open("wb") as stream:
+                TaskFingerprints("x", positions, Fingerprints.of(prints), captions).save(stream)
+    repeats = find_repeats(output, len(tasks), filters(exact_duplicates=exact, near_duplicates=distance))
+    dropped, gained = by_hand(tasks, exact, distance)
+    found = [repeats(number) for number in range(len(tasks))]
+    assert [{p: detail for p, (_, detail) in item.dropped.items()} for item in found] == dropped
+    assert [item.captions for item in found] == gained
+    if exact == "drop" and distance == 2:
+        reasons = {reason for item in found for reason, _ in item.dropped.values()}
+        assert reasons <= {"exact copy of an earlier image", "near copy of an earlier image"} and reasons
+
+
+def test_digest_tells_decisions_apart():
+    some = [
+        Repeats(),
+        Repeats({1: ("a", "b")}),
+        Repeats({1: ("a", "c")}),
+        Repeats({2: ("a", "b")}),
+        Repeats({}, {1: ["a"]}),
+        Repeats({}, {1: ["\ud83d"]}),
+    ]
+    assert len({item.digest() for item in some}) == len(some)
+    assert Repeats({1: ("a", "b"), 0: ("c", "d")}).digest() == Repeats({0: ("c", "d"), 1: ("a", "b")}).digest()
+
+
+def test_fingerprints_of_other_input_do_not_count(tmp_path):
+    output = OutputFolder(tmp_path)
+    output.tasks.mkdir()
+    assert not has_fingerprints(output, Task(0, "x", {}, "now"))
+    with output.fingerprints(0).open("wb") as stream:
+        TaskFingerprints("now", np.zeros(0, np.int64), Fingerprints.of([]), []).save(stream)
+    assert has_fingerprints(output, Task(0, "x", {}, "now"))
+    assert not has_fingerprints(output, Task(0, "x", {}, "later"))
+    output.fingerprints(0).write_bytes(output.fingerprints(0).read_bytes()[:-30])
+    assert not has_fingerprints(output, Task(0, "x", {}, "now"))
