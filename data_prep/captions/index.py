@@ -2,12 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from data_prep.captions.output import OutputFolder, write_json, write_whole
-from data_prep.captions.records import Dropped
+from data_prep.captions.records import Dropped, Source
 
 INDEX_VERSION = 2
 
@@ -40,22 +40,19 @@ class Summary:
         (self.images if item.kind == "image" else self.captions)[item.reason] += 1
 
 
-def write_index(
-    output: OutputFolder, tasks: int, unlisted: Iterable[Dropped], failed: dict[str, str], pipeline: dict[str, str]
-) -> Summary:
-    """Write `skipped.jsonl` and `index.json` from the records of the first `tasks` tasks; memory holds no list of them.
+def write_index(output: OutputFolder, source: Source, failed: dict[str, str], pipeline: dict[str, str]) -> Summary:
+    """Write `skipped.jsonl` and `index.json` from the records of the tasks; memory holds no list of what was left out.
 
     Args:
         output: the folder.
-        tasks: number of tasks; those without a record have failed.
-        unlisted: what was dropped before there was a task for it.
-        failed: why tasks have no record, by their name.
+        source: gives the tasks, and what was dropped before there was one for it.
+        failed: why tasks have no record, by their name; those that have none for no known reason are added.
         pipeline: name and versions of the pipeline.
     """
     summary = Summary(failed=failed)
 
     def write(stream: BinaryIO) -> None:
-        for item in _dropped(output, tasks, unlisted, summary):
+        for item in _dropped(output, source, summary):
             summary.count(item)
             line = {"kind": item.kind, "name": item.name, "reason": item.reason, "detail": item.detail}
             text = json.dumps(line, ensure_ascii=False) + "\n"
@@ -79,11 +76,13 @@ def write_index(
     return summary
 
 
-def _dropped(output: OutputFolder, tasks: int, unlisted: Iterable[Dropped], summary: Summary) -> Iterator[Dropped]:
+def _dropped(output: OutputFolder, source: Source, summary: Summary) -> Iterator[Dropped]:
     """What was dropped, in order of the tasks, whose shards are noted on the way."""
-    yield from unlisted
-    for number in range(tasks):
-        record = output.finished(number)
+    yield from source.dropped()
+    for task in source.tasks():
+        record = output.finished(task.number)
         if record is not None:
             summary.shards += record["shards"]
             yield from (Dropped(*fields) for fields in record["dropped"])
+        elif task.name not in summary.failed:
+            summary.failed[task.name] = "its shards are gone"

@@ -101,8 +101,11 @@ class OutputFolder:
         return self.path / f"shard-{number:06d}-{part:03d}.tar"
 
     def shards(self, number: int) -> list[Path]:
-        """The shards of a task that are there."""
-        return sorted(self.path.glob(f"shard-{number:06d}-*.tar"))
+        """The shards of a task that are there; its parts are numbered without a gap."""
+        found: list[Path] = []
+        while (path := self.shard(number, len(found))).exists():
+            found.append(path)
+        return found
 
     def record(self, number: int) -> Path:
         """The record of a finished task."""
@@ -124,8 +127,8 @@ class OutputFolder:
         return (int(path.stem) for path in self.tasks.glob("[0-9]*.json"))
 
     def forget(self, number: int) -> None:
-        """Remove a task's record, shards and fingerprints; the record first, since it vouches for the others."""
-        for path in (self.record(number), self.fingerprints(number), *self.shards(number)):
+        """Remove a task's record and shards; the record first, since it vouches for them, and the last shard next."""
+        for path in (self.record(number), *reversed(self.shards(number))):
             path.unlink(missing_ok=True)
 
     def _is_whole(self, shard: dict[str, Any]) -> bool:

@@ -111,7 +111,7 @@ def prepare(
             failed |= _fingerprints(output, source, work, executor)
             repeats = find_repeats(output, len(source), filters)
         failed |= _annotate(output, source, work, executor, repeats, set(failed))
-        summary = write_index(output, len(source), source.dropped(), failed, info)
+        summary = write_index(output, source, failed, info)
         if not summary.shards and not failed:
             first = summary.first
             reason = f"{first.name}: {first.reason} {first.detail}".strip() if first else "no input"
@@ -176,8 +176,11 @@ def _annotate(
         record = output.finished(task.number)
         if record is None or record["repeats"] != repeats(task.number).digest():
             pending.add(task.number)
+    # Here and not in a worker: one that a killed run left on another machine could take away what this run makes.
+    for number in pending:
+        output.forget(number)
     if pending:
-        output.index.unlink(missing_ok=True)  # it says what is there: from here on that is more than it says
+        output.index.unlink(missing_ok=True)
     jobs = (
         Job(task.number, task.name, (task, work, repeats(task.number)))
         for task in source.tasks()

@@ -213,16 +213,12 @@ def _write(number: int, samples: Iterator[Sample], work: Work) -> list[dict[str,
             part = counts.through(_up_to(chain([first], samples), work.samples_per_shard, work.shard_bytes))
             write_shard(written[-1][0], part, info)
             described.append({"name": path.name} | counts.as_dict() | _sealed(written[-1][0]))
-        # The record vouches for the shards: it goes first and comes back last.
-        work.output.record(number).unlink(missing_ok=True)
         for partial, path in written:
             partial.replace(path)
     except BaseException:
         for partial, _ in written:
             partial.unlink(missing_ok=True)
         raise
-    for stale in set(work.output.shards(number)) - {path for _, path in written}:
-        stale.unlink()
     sync_folder(work.output.path)
     return described
 

@@ -67,12 +67,7 @@ def open_dataset(settings: SourceSettings) -> DatasetSource:
     assert settings.dataset is not None
     folder = Path(settings.dataset)
     opened = _load(folder.absolute(), settings.dataset_split)
-    file = f"dataset={folder}"
-    for column, setting in ((settings.image_column, "image_column"), (settings.caption_column, "caption_column")):
-        require_column(column, setting, opened.column_names, file)
-    _require_images(opened, settings.image_column, file)
-    captions = opened.data.schema.field(settings.caption_column).type
-    require_text(captions, "caption_column", settings.caption_column, file, lists=True)
+    _require_columns(opened, settings, f"dataset={folder}")
     return DatasetSource(
         str(folder), str(folder.absolute()), settings.dataset_split, len(opened), settings.samples_per_task,
         _state(opened),
@@ -87,15 +82,17 @@ def read_dataset(payload: dict[str, Any], settings: SourceSettings) -> Iterator[
     """
     pyarrow = need("pyarrow")
     folder = Path(payload["folder"])
-    # Rows as Arrow are what the file holds: an image is not decoded, whatever its column asks for.
     opened = _load(folder, payload["split"])
-    rows = opened.select_columns([settings.image_column, settings.caption_column]).with_format("arrow")
+    _require_columns(opened, settings, f"dataset={folder}")
+    # Rows as Arrow are what the file holds: an image is not decoded, whatever its column asks for.
+    rows = opened.with_format("arrow", columns=[settings.image_column, settings.caption_column])
     for number in range(payload["start"], payload["stop"]):
         try:
             row = rows[number : number + 1]
+            image, captions = row[settings.image_column][0], row[settings.caption_column][0]
         except (OSError, IndexError, pyarrow.ArrowException) as error:
             raise InputError(f"row {number} of dataset={folder} cannot be read: {_line(error)}") from error
-        yield from _sample(number, row[settings.image_column][0], row[settings.caption_column][0], folder)
+        yield from _sample(number, image, captions, folder)
 
 
 def _sample(number: int, image: Any, captions: Any, folder: Path) -> Iterator[RawSample | Dropped]:
@@ -174,17 +171,21 @@ def _open(folder: Path, split: str | None, _changed: tuple[int, ...]) -> Any:
     return opened[split]
 
 
-def _require_images(opened: Any, column: str, file: str) -> None:
-    """Refuse a column that holds no images: they are an `Image` feature or plain bytes.
+def _require_columns(opened: Any, settings: SourceSettings, file: str) -> None:
+    """Refuse a dataset without both columns. Images are an `Image` feature or plain bytes.
 
     Raises:
-        InputError: names the type.
+        InputError: names the nearest columns, or the type.
     """
-    types = need("pyarrow").types
-    kind = opened.data.schema.field(column).type
-    image = isinstance(opened.features[column], need("datasets").Image)
-    if not (image or types.is_binary(kind) or types.is_large_binary(kind)):
-        raise InputError(f"{file}: image_column={column} holds {kind}, not images; paths go into a table=FILE")
+    image, caption = settings.image_column, settings.caption_column
+    require_column(image, "image_column", opened.column_names, file)
+    require_column(caption, "caption_column", opened.column_names, file)
+    schema, types = opened.data.schema, need("pyarrow").types
+    kind = schema.field(image).type
+    is_image = isinstance(opened.features[image], need("datasets").Image)
+    if not (is_image or types.is_binary(kind) or types.is_large_binary(kind)):
+        raise InputError(f"{file}: image_column={image} holds {kind}, not images; paths go into a table=FILE")
+    require_text(schema.field(caption).type, "caption_column", caption, file, lists=True)
 
 
 def _state(opened: Any) -> str:

@@ -5,6 +5,7 @@ it went into the tar) and `error_message`. The `.json` of a sample is its row.
 """
 
 import json
+import os.path
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def open_img2dataset(settings: SourceSettings) -> TarSource:
     """
     assert settings.shards is not None
     pattern = settings.shards
-    if Path(pattern).is_dir():
+    if os.path.isdir(pattern):  # noqa: PTH112 - Path.is_dir raises on text longer than a file name, as patterns may be
         # The folder's own name may have the characters of a pattern.
         tars = sorted(str(path) for path in Path(pattern).glob("*.tar") if path.is_file())
         if not tars:

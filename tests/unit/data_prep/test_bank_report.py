@@ -1,10 +1,13 @@
 import json
+from html.parser import HTMLParser
 
 import pytest
 
 import data_prep.bank as program
+from data_prep.bank_report import Comparison, Example, coverage_curve, write_bank_report
 from simzss.concepts.bank import ConceptBank, Entry
 from simzss.concepts.concept import Caption, Concept
+from simzss.concepts.mining import Rules, mine
 from simzss.data.shards import write_shard
 from simzss.errors import InputError
 from tests.support.files import PIPELINE, annotation, caption, sample, write_tar
@@ -130,6 +133,7 @@ def test_words_are_printed_as_they_are(tmp_path, bank, monkeypatch, capsys):
         (["captions={folder}", "top=many"], "top=many"),
         (["captions={folder}", "bank={tmp}/bank.txt", "output={tmp}/bank.txt/report.json"], "output={tmp}"),
         (["captions={folder}", "bank={tmp}/bank.txt", "output={tmp}/empty"], "output={tmp}"),
+        (["captions={folder}", "report={tmp}/report.html"], "propose=FILE"),
         ([], "captions"),
     ],
 )
@@ -147,3 +151,110 @@ def test_folder_without_shards_names_the_key_of_this_program(tmp_path, monkeypat
     with pytest.raises(InputError) as caught:
         program.main()
     assert "data.shards" not in str(caught.value) and "captions" in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------- report on a proposed bank
+
+
+class Page(HTMLParser):
+    """Text by the element that it stands in, and all elements with their attributes."""
+
+    VOID = ("meta", "line", "polyline", "circle", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.elements: list[tuple[str, dict]] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self.open[-1], " ".join(data.split())))
+
+    def within(self, tag):
+        return [text for name, text in self.texts if name == tag]
+
+
+PHOTOS = [[[("dog", "dog")], [("puppies", "puppy"), ("dog", "dog")]]] * 3 + [
+    [[("dogs", "dogs"), ("top", "top")], []]
+] * 2
+EVIL = "<script>alert('x')</script> & \ud800"
+
+
+def mined(**rules):
+    return mine(PHOTOS, frozenset({"top"}), frozenset(), None, Rules(min_count=2, **rules))
+
+
+@pytest.fixture
+def page(tmp_path):
+    target = tmp_path / "new" / "report.html"
+    examples = [[Example("a <b>", "dog", "</b>"), Example("", EVIL, "")], []]
+    comparisons = [Comparison("proposed", 2, 81.25, 50.0, 0), Comparison(EVIL, 3, 1.0, 2.0, 1)]
+    write_bank_report(target, mined(), {"captions": EVIL}, comparisons, examples, skipped=7)
+    return target.read_text(encoding="utf-8")
+
+
+def test_page_shows_concepts_with_examples_and_comparisons(page):
+    parsed = Page(page)
+    assert parsed.within("mark") == ["dog", EVIL.replace("\ud800", "?")]
+    rows = parsed.within("th")
+    assert "dog" in rows and "puppies" in rows
+    cells = parsed.within("td")
+    assert "81.2" in cells and "proposed" in rows
+    assert dict(zip(parsed.within("dt"), parsed.within("dd"), strict=True))["unreadable samples"] == "7"
+
+
+def test_page_says_what_was_merged_and_what_was_dropped(page):
+    parsed = Page(page)
+    summaries = dict(
+        zip(parsed.within("summary"), [t for n, t in parsed.texts if n == "span" and "words" in t], strict=True)
+    )
+    assert summaries["number"].startswith("· 1 words, in 2 captions")
+    assert summaries["stop"].startswith("· 1 words, in 2 captions")
+    assert summaries["rare"].startswith("· 0 words")
+    at = parsed.texts.index(("th", "dogs"))
+    assert [text for _, text in parsed.texts[at : at + 4]] == ["dogs", "2", "dog", "6"]
+    assert ("p", "top") in parsed.texts
+
+
+def test_page_is_escaped_and_loads_nothing(page):
+    parsed = Page(page)
+    assert "script" not in {tag for tag, _ in parsed.elements}
+    assert "b" not in {tag for tag, _ in parsed.elements}
+    links = [attrs[key] for _, attrs in parsed.elements for key in ("src", "href") if key in attrs]
+    assert links and all(link.startswith("#") for link in links)
+    assert {link[1:] for link in links} <= {attrs.get("id") for _, attrs in parsed.elements}
+    assert "http:" not in page and "https:" not in page and "url(" not in page
+
+
+def test_curve_has_a_line_for_captions_and_one_for_mentions():
+    curve = coverage_curve(mined())
+    assert curve.series == {
+        "captions with a concept": ([1.0, 2.0], [pytest.approx(80.0), pytest.approx(80.0)]),
+        "noun concepts in the bank": ([1.0, 2.0], [pytest.approx(100 * 8 / 13), pytest.approx(100 * 11 / 13)]),
+    }
+
+
+def test_long_lists_are_cut_and_say_so(tmp_path):
+    photos = [[[(f"b{a}{b}", f"b{a}{b}") for a in "abcdefghijklmnopqrstu" for b in "abcdefghijklmnopqrstu"]]] * 3
+    result = mine(photos, frozenset(), frozenset(), None, Rules(size=1))
+    write_bank_report(tmp_path / "report.html", result, {}, [], [[] for _ in result.concepts])
+    texts = [text for _, text in Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts]
+    assert f"and {21 * 21 - 400:,} less frequent ones" in texts
+
+
+def test_a_page_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="report="):
+        write_bank_report(tmp_path / "file" / "x.html", mined(), {}, [], [[], []])

@@ -55,17 +55,13 @@ def test_forget(tmp_path):
     output = OutputFolder(tmp_path)
     output.tasks.mkdir()
     for number in (3, 30):
-        for path in (
-            output.record(number),
-            output.fingerprints(number),
-            output.shard(number, 0),
-            output.shard(number, 9),
-        ):
+        for path in (output.record(number), output.shard(number, 0), output.shard(number, 1)):
             path.write_bytes(b"")
     assert sorted(output.numbers()) == [3, 30]
     output.forget(3)
     assert sorted(output.numbers()) == [30]
-    assert len(contents(tmp_path)) == 4
+    assert len(contents(tmp_path)) == 3
+    assert output.shards(3) == [] and output.shards(30) == [output.shard(30, 0), output.shard(30, 1)]
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
