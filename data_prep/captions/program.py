@@ -40,6 +40,7 @@ class CaptionsSettings:
     output: str
     spacy: str
     parse_batch: int
+    parse_on_accelerator: bool
     samples_per_shard: int
     shard_megabytes: float
     changed: str
@@ -84,7 +85,10 @@ def prepare(
         InputError: bad settings or input; nothing was written then that a later run could not use.
         IncompleteError: some tasks failed; the folder holds the others and an index that says so.
     """
-    pipeline = PipelineSettings(settings.spacy, settings.parse_batch, executor_settings.gpus > 0)
+    accelerator = settings.parse_on_accelerator or executor_settings.gpus > 0
+    if accelerator and executor_settings.processes is None and executor_settings.kind == "local":
+        executor_settings = replace(executor_settings, processes=1)  # they would share one accelerator's memory
+    pipeline = PipelineSettings(settings.spacy, settings.parse_batch, accelerator)
     info = load_pipeline(pipeline).info  # a wrong name is found before anything is made
     photos = EvaluationPhotos.find(filters.evaluation_roots) if filters.evaluation_roots else None
     recipe = {

@@ -61,7 +61,7 @@ def _use_accelerator() -> None:
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"executor.gpus: spaCy finds no accelerator here (pip install cupy-cuda12x): {reason}"
+            f"parse_on_accelerator: spaCy finds none (it needs CuPy: pip install cupy-cuda12x): {reason}"
         ) from error
 
 

@@ -1,5 +1,6 @@
 import pytest
 import spacy
+import torch
 
 from simzss.concepts.pipeline import ConceptPipeline
 from simzss.errors import InputError
@@ -96,6 +97,13 @@ def test_order_and_count_are_kept_over_memory_zones(monkeypatch):
 
 def test_no_caption_is_fine():
     assert list(pipeline().annotate([])) == []
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_accelerator_that_is_not_there():
+    with pytest.raises(InputError) as caught:
+        ConceptPipeline(PIPELINE_NAME, accelerator=True)
+    assert str(caught.value).startswith("parse_on_accelerator: spaCy finds none")
 
 
 def test_info_says_which_pipeline_made_the_concepts():

@@ -8,7 +8,7 @@ from tests.support.caption_sources import write_csv, write_parquet
 from tests.support.files import make_image_folder
 from tests.support.program import ROOT
 
-SMALL, LARGE = 10_000, 100_000
+SMALL, LARGE = 20_000, 200_000
 
 # Peaks only rise within a process: after the imports, the small inputs, each large one, and the large ones in lists.
 MEASURE = """
