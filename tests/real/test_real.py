@@ -80,6 +80,21 @@ def test_evaluation(benchmark, limit, least, clip_model, data, tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+def test_filters_on_real_photos_account_for_every_image(data, tmp_path):
+    """COCO photos against the photos of the real evaluation sets, with the filters for a crawl."""
+    source = data / "coco_captions_mini"
+    listed = json.loads((source / "captions_train.json").read_text())["images"]
+    command = ("data_prep.captions", f"images={source}/images", f"captions={source}/captions_train.json",
+               f"output={tmp_path}/shards", "filters=web", f"filters.evaluation_root={data}")  # fmt: skip
+    run(*command)
+    index = json.loads((tmp_path / "shards" / "index.json").read_text())
+    assert index["complete"] and index["samples"] > 0.9 * len(listed)
+    assert index["samples"] + sum(index["left_out"]["images"].values()) == len(listed)
+    before = (tmp_path / "shards" / "index.json").read_bytes()
+    run(*command)
+    assert (tmp_path / "shards" / "index.json").read_bytes() == before
+
+
 def test_segment_with_own_words(clip_model, data, tmp_path):
     photos = sorted((data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[:3]
     run("simzss", "segment", *photos, f"model={clip_model}", "classes=cat/kitten,dog,person,green grass,blue sky",
