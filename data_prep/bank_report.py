@@ -32,6 +32,7 @@ _DROPPED = {
     "invisible": "WordNet gives it no meaning that can be seen",
     "no noun": "no noun of WordNet, but a verb, an adjective or an adverb",
     "verb": "a noun and a verb that the parser took for a plural",
+    "inflected": "a rare compound that begins with a verb or a plural, which the parser took for a part of the noun",
     "no word": "other characters than letters",
     "excluded": "its concept has a class name of an excluded benchmark",
     "rare": "in too few captions",

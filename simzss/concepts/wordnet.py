@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nltk
 from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader, WordNetError
@@ -68,9 +68,9 @@ class WordNet:
         written = word.replace(" ", "_")
         return any(self._reader.morphy(written, part) for part in ("v", "a", "r"))
 
-    def base(self, form: str) -> str | None:
-        """Singular of a noun by WordNet's rules and exceptions; None if there is no such noun."""
-        found = self._reader.morphy(form.replace(" ", "_"), "n")
+    def base(self, form: str, part: Literal["n", "v"] = "n") -> str | None:
+        """Singular of a noun, infinitive of a verb, by WordNet's rules and exceptions; None if there is no such one."""
+        found = self._reader.morphy(form.replace(" ", "_"), part)
         return None if found is None else found.replace("_", " ")
 
     def _senses(self, word: str) -> tuple[Sense, ...]:

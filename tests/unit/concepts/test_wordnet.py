@@ -66,6 +66,8 @@ def test_base_forms(wordnet):
     assert wordnet.base("tennis rackets") == "tennis racket"
     assert wordnet.base("glasses") == "glasses"
     assert wordnet.base("blorps") is None
+    assert (wordnet.base("splashes", "v"), wordnet.base("splashing", "v")) == ("splash", "splash")
+    assert wordnet.base("geese", "v") is None and wordnet.base("splashing", "n") is None
 
 
 def test_other_parts_of_speech(wordnet):
