@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
 
-.PHONY: help setup demo test real-test kills bench lint clean
+.PHONY: help setup demo test real-test rehearsal kills bench lint clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test: $(VENV)/.ready lint  ## lint, types and all tests that need no downloaded 
 
 real-test: $(VENV)/.ready  ## tests on real photos and weights: SIMZSS_DATA=… SIMZSS_WEIGHTS=… make real-test
 	$(BIN)/python -m pytest -m real
+
+rehearsal: $(VENV)/.ready  ## training on two nodes, rehearsed on this machine
+	$(BIN)/python -m pytest -v tests/integration/test_two_nodes.py
 
 kills: $(VENV)/.ready  ## the annotation of captions killed ten times under each executor (5 minutes)
 	SIMZSS_KILLS=10 $(BIN)/python -m pytest -s tests/integration/test_kills.py

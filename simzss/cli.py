@@ -66,7 +66,8 @@ def _train(overrides: list[str]) -> None:
     from simzss.training.run import train
 
     folder = train(compose("train", overrides))
-    print(f"model: {folder}")
+    if _speaks():
+        print(f"model: {folder}")
 
 
 def _eval(overrides: list[str]) -> None:
@@ -80,8 +81,8 @@ def _eval(overrides: list[str]) -> None:
 
 
 def _speaks() -> bool:
-    """Whether this process is the one of those that torchrun started whose words count."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the one of those that torchrun or srun started whose words count."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ averages gradients) has the gradient of the same loss over the joint batch. On o
 """
 
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,7 +16,12 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
+from simzss.errors import InputError
+
 Value = TypeVar("Value")
+
+# What gloo and NCCL say when the other side of a collective has ended or does not answer.
+_LOST = re.compile(r"Connection (closed|reset)|Broken pipe|Timed out|timeout|remote process|ncclRemoteError", re.I)
 
 
 def world_size() -> int:
@@ -29,18 +36,81 @@ def rank() -> int:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started, each on an accelerator of its own; nothing to do for one process."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that torchrun or srun started, each on an accelerator of its own; none to join for one.
+
+    Raises:
+        InputError: another process has ended; its own log says why.
+    """
+    world, local, place = _place()
     if world == 1 or dist.is_initialized():
         yield
         return
     if torch.accelerator.is_available():
-        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group()  # nccl for tensors on GPUs, gloo for those on CPUs
+        torch.accelerator.set_device_index(local)
+    dist.init_process_group(**place)  # nccl for tensors on GPUs, gloo for those on CPUs
     try:
-        yield
+        with naming_lost_processes():
+            yield
     finally:
         dist.destroy_process_group()
+
+
+def _place() -> tuple[int, int, dict[str, Any]]:
+    """Number of processes, index of this one on its machine, and how they meet."""
+    if "WORLD_SIZE" not in os.environ and "SLURM_STEP_ID" in os.environ:
+        from lightning_fabric.plugins.environments import SLURMEnvironment
+
+        if SLURMEnvironment.detect():
+            slurm = SLURMEnvironment()
+            meeting = f"tcp://{slurm.main_address}:{slurm.main_port}"
+            place = {"world_size": slurm.world_size(), "rank": slurm.global_rank(), "init_method": meeting}
+            return slurm.world_size(), slurm.local_rank(), place
+    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0")), {}
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """An error of one rank inside becomes an error of all at the end: nobody waits for a process that has ended.
+
+    Raises:
+        InputError: an error of another rank, named with the rank and its machine. A rank's own error goes on as it is.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    if world_size() > 1:
+        place = f"process {rank()} on {platform.node()}"
+        said = gather_values(None if error is None else f"{place}: {first_line(error)}")
+        others = [text for text in said if text is not None]
+        if error is None and others:
+            raise InputError(others[0])
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Turn the error of a collective whose other side is gone into one line.
+
+    Raises:
+        InputError: another process has ended or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() > 1 and _LOST.search(str(error)):
+            raise InputError(
+                f"process {rank()} on {platform.node()} has lost another process, whose own log says why "
+                f"({first_line(error)})"
+            ) from error
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def gather_rows(rows: Tensor) -> Tensor:

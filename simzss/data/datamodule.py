@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -19,7 +20,7 @@ from simzss.data.features import CACHE_VERSION, FeatureSet, FeatureSetBuilder
 from simzss.data.shards import Skipped, count_samples, expand_shards, shard_order
 from simzss.data.stream import OrderedBlocks, TrainingStream
 from simzss.data.transforms import train_transform, whole_transform
-from simzss.distributed import minimum, rank, world_size
+from simzss.distributed import failing_together, gather_values, minimum, rank, world_size
 from simzss.errors import InputError
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
@@ -27,8 +28,8 @@ from simzss.models.simzss import SimZSS
 log = logging.getLogger(__name__)
 
 CACHES = ("none", "memory")
-# Images through the backbone at a time while caching. Few: on a CPU activations above 32 MB are mapped and unmapped by
-# the allocator at every layer, which takes half the time.
+# Images through the backbone at a time while caching, at most. Few: on a CPU activations above 32 MB are mapped and
+# unmapped by the allocator at every layer, which takes half the time.
 _BLOCK = 16
 
 
@@ -107,11 +108,17 @@ class CaptionDataModule(pl.LightningDataModule):
         return self.batch_size // world_size()
 
     def setup(self, stage: str) -> None:
-        """Compute or load the features when they are to be kept."""
+        """Compute or load the features when they are to be kept.
+
+        Raises:
+            InputError: on all ranks: the batch does not divide by them, or they see different shards.
+        """
         self.local_batch_size()
+        self._require_same_shards()
         if self.cache == "memory" and self.features is None:
             assert self.trainer is not None
-            self.features = self._cached_features(self.trainer.strategy.root_device)
+            with failing_together():
+                self.features = self._cached_features(self.trainer.strategy.root_device)
             self._encoded = [self.encoder.encode(captions) for captions in self.features.captions]
             log.info("%s", self.encoder.statistics)
 
@@ -168,8 +175,12 @@ class CaptionDataModule(pl.LightningDataModule):
             multiprocessing_context="fork" if self.num_workers else None,
         )
 
+    def _block_size(self) -> int:
+        """Images through the backbone at a time; fewer where few images are dealt to many ranks: each gets some."""
+        return max(1, min(_BLOCK, self.samples // world_size()))
+
     def _blocks(self, urls: Sequence[str]) -> DataLoader:
-        return self._loader(OrderedBlocks(urls, whole_transform(self.backbone.image_size), _BLOCK))
+        return self._loader(OrderedBlocks(urls, whole_transform(self.backbone.image_size), self._block_size()))
 
     def _features_of(self, images: torch.Tensor, device: torch.device) -> ImageFeatures:
         return self.backbone.to(device)(images.to(device, non_blocking=True))
@@ -196,7 +207,8 @@ class CaptionDataModule(pl.LightningDataModule):
     def _compute_features(self, device: torch.device) -> FeatureSet:
         dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
         log.info("computing features of %d images with %s, once for the run", self.samples, self.backbone.name)
-        share = -(-self.samples // (_BLOCK * world_size())) * _BLOCK  # blocks are dealt to the ranks in turn
+        size = self._block_size()
+        share = -(-self.samples // (size * world_size())) * size  # blocks are dealt to the ranks in turn
         builder = FeatureSetBuilder(share, dtype)
         progress = _every_tenth(self.samples)
         for block in self._blocks(self.urls):
@@ -206,6 +218,17 @@ class CaptionDataModule(pl.LightningDataModule):
                 builder.add(self._features_of(block.image, device), block.captions)
             progress(builder.count * world_size())
         return builder.finish()
+
+    def _require_same_shards(self) -> None:
+        """Ranks deal the list of shards among them, and make as many steps as it has samples: it must be the same."""
+        names = hashlib.sha256(json.dumps([Path(url).name for url in self.urls]).encode()).hexdigest()
+        seen = gather_values((platform.node(), len(self.urls), self.samples, names))
+        for other, (node, count, samples, digest) in enumerate(seen):
+            if (count, samples, digest) != seen[0][1:]:
+                raise InputError(
+                    f"data.shards: process {other} on {node} sees {count} shards of {samples} samples, process 0 on "
+                    f"{seen[0][0]} {seen[0][1]} of {seen[0][2]}: every machine needs the same files"
+                )
 
     def _fingerprint(self) -> str:
         """Hash of all that a kept file depends on: the whole shards, which are smaller than it, and the backbone."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from simzss import config as conf
 from simzss.data.benchmark import Benchmark, BenchmarkConfig
-from simzss.distributed import process_group, rank
+from simzss.distributed import failing_together, process_group, rank
 from simzss.errors import InputError
 from simzss.evaluation.classification import ClassificationConfig, classify
 from simzss.evaluation.confusion import Confusion
@@ -35,7 +35,7 @@ EXTREMES = 4  # worst and best photos in a report that shows any
 
 
 def run_evaluation(config: DictConfig) -> dict[str, dict[str, Any]]:
-    """Evaluate as configured, in this process or in those that torchrun started; returns the results.
+    """Evaluate as configured, in this process or in those that torchrun or srun started; returns the results.
 
     Writes `results.json`, `results.md`, `report.html` and `counts/` into the output folder.
 
@@ -47,11 +47,12 @@ def run_evaluation(config: DictConfig) -> dict[str, dict[str, Any]]:
     plain["num_workers"] = decoding_processes(plain["num_workers"])
     if plain["overlays"] < 0:
         raise InputError(f"overlays={plain['overlays']} must be at least 0")
-    benchmarks = list(_benchmarks(plain["benchmark"]))
     output = Path(plain["output_dir"])
-    output.mkdir(parents=True, exist_ok=True)
     with process_group():
-        model, settings = load_model(plain["model"], plain["backbone"]["weights"])
+        with failing_together():
+            benchmarks = list(_benchmarks(plain["benchmark"]))
+            model, settings = load_model(plain["model"], plain["backbone"]["weights"])
+            output.mkdir(parents=True, exist_ok=True)
         run = _Run(plain, output, model, settings)
         for name, task in benchmarks:
             if isinstance(task, Benchmark):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simzss import config as conf
 from simzss.data.benchmark import IGNORE, Benchmark, BenchmarkConfig
-from simzss.distributed import process_group, rank, total
+from simzss.distributed import failing_together, process_group, rank, total
 from simzss.errors import InputError, nearest
 from simzss.evaluation.evaluate import ENGINEERED, PLAIN, decoding_processes, load_images
 from simzss.evaluation.metrics import scores
@@ -36,11 +36,12 @@ def run_threshold(config: DictConfig) -> dict[str, Any]:
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
     check_settings(plain)
-    benchmark = Benchmark(BenchmarkConfig(**plain["benchmark"]))
     output = Path(plain["output_dir"])
-    output.mkdir(parents=True, exist_ok=True)
     with process_group():
-        model, settings = load_model(plain["model"], plain["backbone"]["weights"])
+        with failing_together():
+            benchmark = Benchmark(BenchmarkConfig(**plain["benchmark"]))
+            model, settings = load_model(plain["model"], plain["backbone"]["weights"])
+            output.mkdir(parents=True, exist_ok=True)
         segmenter = Segmenter(
             model,
             Protocol(**plain["protocol"]).resolved(benchmark.config.short_side),

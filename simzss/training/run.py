@@ -3,18 +3,28 @@
 import json
 import logging
 import math
+import os
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simzss import config as conf
@@ -22,7 +32,7 @@ from simzss.concepts.bank import ConceptBank
 from simzss.concepts.leakage import excluded_words
 from simzss.data.batch import summarise_skipped
 from simzss.data.datamodule import CACHES, CaptionDataModule
-from simzss.distributed import gather_values
+from simzss.distributed import failing_together, first_line, gather_values, naming_lost_processes
 from simzss.errors import InputError, nearest
 from simzss.models.backbone import Backbone
 from simzss.models.folder import save_model
@@ -44,6 +54,7 @@ _LIMITS: dict[str, tuple[float, float]] = {  # least and most, both allowed
     "data.norm_images": (1, math.inf),
     "trainer.epochs": (1, math.inf),
     "trainer.num_nodes": (1, math.inf),
+    "trainer.timeout": (1, math.inf),
     "trainer.log_every_n_steps": (1, math.inf),
     "trainer.checkpoint_every_n_epochs": (1, math.inf),
     "validation.every_n_epochs": (1, math.inf),
@@ -81,18 +92,36 @@ def train(config: DictConfig) -> Path:
     The output folder gets `config.yaml`, `checkpoints/`, `metrics.csv`, `tensorboard/` and `model/`.
 
     Raises:
-        InputError: anything wrong with the configuration or the data, before training starts.
+        InputError: anything wrong with the configuration or the data, before training starts; on all processes that
+            torchrun or Slurm started, when it is wrong for one of them.
     """
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
     check_settings(plain)
     output = Path(plain["output_dir"])
+    _quiet_libraries()
+    precision = resolve_precision(plain["trainer"]["precision"], _target_device(plain["trainer"]["accelerator"]))
+    trainer = build_trainer(plain["trainer"], output, precision)
+    _meet(trainer)
+    with failing_together():
+        resume, module, data = _prepare(plain, output, precision, trainer)
+        if trainer.is_global_zero:  # known to the trainer before the processes have found each other
+            conf.save(config, output / "config.yaml")
+    with naming_lost_processes():
+        trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
+    return _write_model(plain, output, trainer, module, data)
+
+
+def _prepare(
+    plain: Mapping[str, Any], output: Path, precision: str, trainer: pl.Trainer
+) -> tuple[Path | None, SimZSSModule, CaptionDataModule]:
+    """The checkpoint to go on from, the module and the data; the trainer gets what depends on them."""
     resume = _find_checkpoint(plain["resume"], output)
     if resume is None and (output / "metrics.csv").exists():
         raise InputError(f"output_dir={output} holds a run already: give another one, or resume=last")
-    _quiet_libraries()
-
-    precision = resolve_precision(plain["trainer"]["precision"], _target_device(plain["trainer"]["accelerator"]))
+    for logger in trainer.loggers:
+        if isinstance(logger, ResumableCSVLogger):
+            logger.resumed_step = _step_of(resume)
     model = build_model(plain["backbone"], plain["text"], plain["seed"])
     model.backbone.use_precision(precision)
     bank = build_bank(plain["concepts"])
@@ -106,16 +135,15 @@ def train(config: DictConfig) -> Path:
         plain["trainer"]["micro_batch"],
     )
     validation = ZeroShotValidation.from_config(plain["validation"], plain["protocol"], precision)
-    callbacks: list[pl.Callback] = [validation] if validation is not None else []
-    try:
-        trainer = build_trainer(plain["trainer"], output, precision, callbacks, _step_of(resume))
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        # Such as more devices than there are, or another number of processes than the cluster started.
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    if trainer.is_global_zero:  # known to the trainer before the processes have found each other
-        conf.save(config, output / "config.yaml")
-    trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
+    if validation is not None:
+        trainer.callbacks.insert(0, validation)  # type: ignore[attr-defined] # before the checkpoints, which Lightning has put last
+    return resume, module, data
 
+
+def _write_model(
+    plain: Mapping[str, Any], output: Path, trainer: pl.Trainer, module: SimZSSModule, data: CaptionDataModule
+) -> Path:
+    """Write the model folder and what was skipped, by one process; the others wait for it."""
     folder = output / "model"
     skipped = dict.fromkeys(record for share in gather_values(tuple(data.skipped)) for record in share)
     if trainer.is_global_zero:
@@ -124,7 +152,7 @@ def train(config: DictConfig) -> Path:
             "untrained": {key: plain[key] for key in ("backbone", "text", "seed")},
             "steps": trainer.global_step,
         }
-        save_model(model, folder, plain["backbone"], settings)
+        save_model(module.model, folder, plain["backbone"], settings)
         if skipped:
             log.warning("%s", summarise_skipped(skipped))
             records = [asdict(record) for record in skipped]
@@ -175,14 +203,12 @@ def _check_devices(accelerator: str, devices: int | str) -> None:
         raise InputError(f"trainer.devices={devices} must be auto, at least 1, -1 for all, or a list such as 0,1")
 
 
-def build_trainer(
-    options: Mapping[str, Any],
-    output: Path,
-    precision: str,
-    callbacks: list[pl.Callback],
-    resumed_step: int | None = None,
-) -> pl.Trainer:
-    """Lightning's trainer: any device, DDP when there are several, CSV and TensorBoard logs, checkpoints by epoch."""
+def build_trainer(options: Mapping[str, Any], output: Path, precision: str) -> pl.Trainer:
+    """Lightning's trainer: any device, DDP when there are several, CSV and TensorBoard logs, checkpoints by epoch.
+
+    Raises:
+        InputError: what Lightning refuses, such as another number of processes than torchrun or Slurm started.
+    """
     checkpoints = ModelCheckpoint(
         dirpath=output / "checkpoints",
         filename="epoch{epoch}",
@@ -194,27 +220,102 @@ def build_trainer(
         save_on_train_epoch_end=True,
     )
     bar = [ProgressBar(refresh_rate=10)] if options["progress_bar"] else []
-    return pl.Trainer(
-        accelerator=options["accelerator"],
-        devices=options["devices"],
-        num_nodes=options["num_nodes"],
-        strategy="auto" if options["devices"] in (1, "auto") and torch.cuda.device_count() < 2 else "ddp",
-        precision=precision,  # type: ignore[arg-type]
-        max_epochs=options["epochs"],
-        max_steps=options["max_steps"],
-        logger=[
-            ResumableCSVLogger(output, resumed_step),
-            TensorBoardLogger(output, name="", version="tensorboard"),
-        ],
-        callbacks=[checkpoints, *bar, *callbacks],
-        log_every_n_steps=options["log_every_n_steps"],
-        enable_progress_bar=bool(options["progress_bar"]),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-        gradient_clip_val=None,
-    )
+    try:
+        environment = _environment()
+        alone = options["num_nodes"] == 1 and options["devices"] in (1, "auto") and torch.cuda.device_count() < 2
+        alone = alone and (environment is None or environment.world_size() == 1)
+        return pl.Trainer(
+            accelerator=options["accelerator"],
+            devices=options["devices"],
+            num_nodes=options["num_nodes"],
+            strategy="auto" if alone else DDPStrategy(timeout=timedelta(seconds=options["timeout"])),
+            plugins=[] if environment is None else [environment],
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=options["epochs"],
+            max_steps=options["max_steps"],
+            default_root_dir=output,
+            logger=[
+                ResumableCSVLogger(output),
+                TensorBoardLogger(output, name="", version="tensorboard"),
+            ],
+            callbacks=[checkpoints, *bar, EndBySigterm()],
+            log_every_n_steps=options["log_every_n_steps"],
+            enable_progress_bar=bool(options["progress_bar"]),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            gradient_clip_val=None,
+        )
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        # Such as more devices than there are, or another number of processes than the cluster started.
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _environment() -> ClusterEnvironment | None:
+    """Lightning's side of what started this process: torchrun (also within Slurm), Slurm, or None for the user alone.
+
+    Slurm comes without Lightning's own way of requeueing. That saves a checkpoint wherever SIGUSR1 meets each process,
+    in the middle of a step and of a collective, and what goes on in the middle of an epoch is not the run that was
+    interrupted. conf/cluster/train.sbatch requeues.
+
+    Raises:
+        InputError: one of the tasks of a Slurm job, not started by srun: it would wait for the others.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if not SLURMEnvironment.detect():
+        return None
+    tasks = int(os.environ["SLURM_NTASKS"])
+    if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
+        raise InputError(f"trainer: this Slurm job has {tasks} tasks, which srun starts together: srun simzss train …")
+    return SLURMEnvironment(auto_requeue=False)
+
+
+def _meet(trainer: pl.Trainer) -> None:
+    """Let the processes that torchrun or Slurm started find each other now, not after each has loaded everything.
+
+    So that what is wrong on one machine is known to all. Processes that Lightning itself starts on one machine are not
+    there yet; Lightning ends them together.
+
+    Raises:
+        InputError: another number of processes than configured, or they do not find each other in time.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if not isinstance(environment, TorchElasticEnvironment | SLURMEnvironment):
+        return
+    try:
+        environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+        trainer.strategy.setup_environment()
+    except ValueError as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:  # of which the errors of torch.distributed are
+        place = f"{environment.main_address}:{environment.main_port}"
+        raise InputError(
+            f"trainer: {trainer.world_size} processes did not meet at {place}: {first_line(error)}"
+        ) from error
+
+
+class EndBySigterm(pl.Callback):
+    """Ends the process at once when it is asked to, as Slurm does at the time limit; the last checkpoint is whole.
+
+    Lightning would let the processes agree on it from within the handler of the signal, where each may be in another
+    collective: they hang. Alone it ends well, with an exit code that says so of the training too.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace the handler that Lightning has just installed, which restores the one before at the end."""
+        started = list(getattr(trainer.strategy.launcher, "procs", []))  # by Lightning on this machine
+
+        def end(signum: int, _: Any) -> None:
+            for process in started:
+                process.kill()
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+        if threading.current_thread() is threading.main_thread():
+            # No Python where it is not needed: that waits for the end of a collective.
+            signal.signal(signal.SIGTERM, end if started else signal.SIG_DFL)
 
 
 def _target_device(accelerator: str) -> torch.device:
@@ -225,6 +326,9 @@ def _find_checkpoint(resume: str | None, output: Path) -> Path | None:
     if resume is None:
         return None
     path = output / "checkpoints" / "last.ckpt" if resume == "last" else Path(resume)
+    if resume == "last" and path.is_symlink() and not path.exists():
+        # Ended between the removal of the checkpoint before and the link to the new one, which is whole by then.
+        path = max(path.parent.glob("epoch*.ckpt"), key=lambda file: file.stat().st_mtime, default=path)
     if not path.is_file():
         raise InputError(f"resume={resume}: {path} does not exist")
     return path

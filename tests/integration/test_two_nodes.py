@@ -1,0 +1,277 @@
+"""Training and evaluation on two machines, rehearsed on one: what conf/cluster/README.md says of them."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from simzss.cli import dispatch
+from simzss.config import CONF_DIR, compose
+from simzss.errors import InputError
+from simzss.evaluation.counts import load_counts
+from simzss.models.folder import save_model
+from simzss.models.simzss import SimZSS
+from simzss.training.module import SimZSSModule
+from simzss.training.run import train
+from tests.support import official_layouts
+from tests.support.models import backbone_options, make_backbone, make_scratch, save_backbone, shaken
+from tests.support.training import coloured_shards, logged, tiny_arguments, tiny_config
+from tests.support.two_nodes import Node, finish, free_port, slurm, start, torchrun, wait_for
+
+# One batch holds all images: with fewer, which images share a batch depends on the number of processes.
+CACHED = ("data.cache=memory", "backbone.feature_norm=center", "data.batch_size=32", "trainer.epochs=16")
+NODES = ("trainer.num_nodes=2", "trainer.timeout=30")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Several wait for one another at every operation, which takes most of the time beside other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Two shards, of which the second names no concept: only one node meets them."""
+    return coloured_shards(tmp_path_factory.mktemp("data") / "shards", without_concepts=range(16, 32))
+
+
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    """The run of one process."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    train(tiny_config(shards, output, *CACHED))
+    return output
+
+
+def arguments(shards: Path, output: Path, *extra: str) -> list[str]:
+    return ["train", *tiny_arguments(shards, output, *CACHED, *NODES, *extra)]
+
+
+def error_of(node: Node) -> str:
+    """The one line that a failed node ends with."""
+    assert "Traceback" not in node.log
+    (line,) = [line for line in node.log.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def assert_equal_runs(found: Path, expected: Path) -> None:
+    one, two = logged(expected), logged(found)
+    assert two.keys() == one.keys() and len(one) == 16
+    for step, loss in one.items():
+        assert two[step] == pytest.approx(loss, rel=1e-3), step
+    weights = load_file(expected / "model" / "model.safetensors")
+    for name, value in load_file(found / "model" / "model.safetensors").items():
+        torch.testing.assert_close(value, weights.pop(name), rtol=1e-2, atol=1e-3)
+    assert not weights
+
+
+def test_torchrun_on_two_nodes_trains_as_one_process(shards, alone, tmp_path):
+    """The command of the page, once a node, from a working directory of its own."""
+    port, runs = free_port(), []
+    for rank in range(2):
+        (tmp_path / f"node{rank}").mkdir()
+        launch = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, f"--master-port={port}", "-m", "simzss"]
+        runs.append(
+            subprocess.Popen(
+                [*command, *arguments(shards, tmp_path / "run")],
+                cwd=tmp_path / f"node{rank}",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                text=True,
+            )
+        )
+    said = [run.communicate(timeout=100)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert_equal_runs(tmp_path / "run", alone)
+    assert not list((tmp_path / "node0").iterdir()) and not list((tmp_path / "node1").iterdir())
+    assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
+    assert ("computing features" in said[0], "computing features" in said[1]) == (True, False)
+
+
+def test_slurm_on_two_nodes_goes_on_from_one_node(shards, alone, tmp_path, monkeypatch):
+    """By Lightning's Slurm environment; the run before broke off between two checkpoints."""
+    output = tmp_path / "run"
+    begin = SimZSSModule.on_train_epoch_start
+
+    def crash(module):
+        if module.current_epoch == 8:
+            raise RuntimeError("power cut")
+        begin(module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimZSSModule, "on_train_epoch_start", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny_config(shards, output, *CACHED))
+    last = output / "checkpoints" / "last.ckpt"
+    last.unlink()
+    last.symlink_to("epoch6.ckpt")  # removed already, as the new one is whole
+    nodes = start(tmp_path, [arguments(shards, output, "resume=last")] * 2, slurm)
+    assert finish(nodes) == [0, 0], [node.log for node in nodes]
+    assert_equal_runs(output, alone)
+    assert [[path.name for path in node.folder.iterdir()] for node in nodes] == [["log"], ["log"]]
+    assert {path.name for path in output.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_node_that_ends_ends_the_other(shards, alone, tmp_path, ending):
+    """A machine that is gone, and one that was asked to stop; one process goes on from what they left."""
+    output = tmp_path / "run"
+    nodes = start(tmp_path, [arguments(shards, output)] * 2)
+    wait_for(output / "checkpoints" / "last.ckpt", nodes[0])
+    os.kill(nodes[1].process.pid, ending)
+    assert finish(nodes, 20) == [2, -ending]
+    assert "process 0 on" in error_of(nodes[0]) and "lost another process" in error_of(nodes[0])
+    assert 0 < len(logged(output)) < 16 and not (output / "model").exists()
+    if ending == signal.SIGKILL:
+        train(tiny_config(shards, output, *CACHED, "resume=last"))
+        assert_equal_runs(output, alone)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "second", "says"),
+    [
+        (torchrun, "data.shards=/nowhere/*.tar", "data.shards=/nowhere/*.tar matches no file"),
+        (slurm, "data.shards={shards}/shard-0.tar", "sees 1 shards of 16 samples, process 0 on"),
+        (torchrun, "backbone.weights=/nowhere.safetensors", "/nowhere.safetensors"),
+    ],
+)
+def test_what_one_node_lacks_is_said_by_both(shards, tmp_path, launcher, second, says):
+    common = arguments(shards, tmp_path / "run")
+    nodes = start(tmp_path, [common, [*common, second.format(shards=shards)]], launcher)
+    assert finish(nodes, 30) == [2, 2], [node.log for node in nodes]
+    first, other = map(error_of, nodes)
+    assert says in first and says in other and "process 1 on " in first
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_more_processes_than_configured_are_refused(shards, tmp_path):
+    """Each would be a run of its own, into the same folder."""
+    nodes = start(tmp_path, [["train", *tiny_arguments(shards, tmp_path / "run", *CACHED)]] * 2)
+    assert finish(nodes, 30) == [2, 2]
+    assert all("num_nodes=1" in error_of(node) and "world size (2)" in error_of(node) for node in nodes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", [torchrun, slurm])
+def test_a_node_that_never_comes_is_not_waited_for_without_end(shards, tmp_path, launcher):
+    nodes = start(tmp_path, [arguments(shards, tmp_path / "run", "trainer.timeout=2")], launcher, world=2)
+    assert finish(nodes, 30) == [2]
+    assert "2 processes did not meet at 127.0.0.1:" in error_of(nodes[0])
+
+
+def test_a_slurm_job_without_srun_is_refused(shards, tmp_path, monkeypatch):
+    for key, value in slurm(0, 2, 1).items():
+        if key != "SLURM_STEP_ID":  # which a job's script has not
+            monkeypatch.setenv(key, value)
+    with pytest.raises(InputError, match=r"2 tasks.*srun simzss train"):
+        train(tiny_config(shards, tmp_path / "run", *CACHED, *NODES))
+
+
+def test_few_images_are_shared_by_both_nodes(tmp_path):
+    """Fewer than go through the backbone at a time, all in one block of one process."""
+    shards = coloured_shards(tmp_path / "shards", count=8)
+    extra = ("data.batch_size=8", "trainer.epochs=3")
+    train(tiny_config(shards, tmp_path / "one", *CACHED, *extra))
+    nodes = start(tmp_path, [arguments(shards, tmp_path / "two", *extra)] * 2)
+    assert finish(nodes) == [0, 0], [node.log for node in nodes]
+    one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
+    assert two == pytest.approx(one, rel=1e-3) and len(one) == 3
+
+
+@pytest.mark.parametrize("launcher", [torchrun, slurm])
+def test_evaluation_on_two_nodes(tmp_path, launcher):
+    data = tmp_path / "data"
+    official_layouts.voc2012(data)
+    spec = backbone_options(weights=str(save_backbone(tmp_path / "vit.safetensors")))
+    save_model(
+        SimZSS(make_backbone(**spec), shaken(make_scratch())).eval(), tmp_path / "model", spec, {"readout": "concept"}
+    )
+    common = ["eval", f"model={tmp_path}/model", "benchmark=voc20", f"benchmark.root={data}/VOCdevkit", "overlays=0",
+              "protocol.short_side=64", "protocol.crop_size=64", "protocol.stride=32", "protocol.templates=name",
+              "precision=32-true", "num_workers=0", "save_masks=true"]  # fmt: skip
+    dispatch([*common, f"output_dir={tmp_path}/one"])
+    nodes = start(tmp_path, [[*common, f"output_dir={tmp_path}/two"]] * 2, launcher)
+    assert finish(nodes) == [0, 0], [node.log for node in nodes]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two == one and one["voc20"]["images"] == 12
+    for part in ("confusion", "per_image"):
+        assert torch.equal(*(getattr(load_counts(tmp_path / name / "counts" / "voc20.safetensors"), part)
+                             for name in ("one", "two")))  # fmt: skip
+    for mask in (tmp_path / "one" / "masks").iterdir():
+        assert (tmp_path / "two" / "masks" / mask.name).read_bytes() == mask.read_bytes()
+    assert (nodes[0].log.count("voc20: mIoU"), nodes[1].log.count("voc20:")) == (1, 0)
+    lacking = [*common, f"output_dir={tmp_path}/lacking"]
+    nodes = start(tmp_path / "lacking", [lacking, [*lacking, "benchmark.root=/nowhere"]], launcher)
+    assert finish(nodes, 30) == [2, 2]
+    assert "process 1 on" in error_of(nodes[0]) and all("/nowhere" in error_of(node) for node in nodes)
+
+
+PAGE = CONF_DIR / "cluster" / "README.md"
+SCRIPTS = [CONF_DIR / "cluster" / "train.sbatch", CONF_DIR / "cluster" / "captions.sbatch"]
+
+
+def written_commands() -> list[tuple[str, str]]:
+    """(root, the rest of the line) of what the page and the headers of the scripts say to type."""
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)).splitlines()
+    lines += [
+        line for script in SCRIPTS for line in script.read_text(encoding="utf-8").splitlines() if line[:4] == "#   "
+    ]
+    found = [re.search(r"(?:simzss |conf/cluster/)(train|eval|captions)(?:\.sbatch)? (.*)", line) for line in lines]
+    return [(match[1], match[2]) for match in found if match]
+
+
+def test_what_the_page_says_to_type_is_understood():
+    commands = written_commands()
+    assert sorted(root for root, _ in commands) == ["captions", "captions", "eval", "train", "train", "train", "train"]
+    for root, rest in commands:
+        compose(root, shlex.split(rest))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_job_script_is_bash(script):
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+
+
+def test_job_script_of_training(shards, tmp_path):
+    """Its body with a srun that starts one task here: what it passes on, and that it goes on from a checkpoint."""
+    tools = tmp_path / "tools" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "activate").write_text(f"PATH={tools}:$PATH\n")
+    (tools / "srun").write_text('#!/bin/bash\nshift\nexec "$@"\n')
+    (tools / "simzss").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/said\nexit 3\n')
+    for tool in ("srun", "simzss"):
+        (tools / tool).chmod(0o755)
+    output = tmp_path / "a run"
+    environment = os.environ | {"VENV": str(tools.parent), "OUTPUT": str(output), "SLURM_JOB_NUM_NODES": "2"}
+    environment |= {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_ID": "1"}
+
+    def said(**more: str) -> list[str]:
+        command = ["bash", str(SCRIPTS[0]), "experiment=demo", f"data.shards={shards}/*.tar"]
+        assert subprocess.run(command, env=environment | more).returncode == 3
+        return (tmp_path / "said").read_text().splitlines()
+
+    first = ["train", "experiment=demo", f"data.shards={shards}/*.tar", f"output_dir={output}"]
+    last = ["trainer.progress_bar=false", "trainer.num_nodes=2", "trainer.devices=8"]
+    assert said() == first + last
+    (output / "checkpoints").mkdir(parents=True)
+    (output / "metrics.csv").touch()
+    said()
+    assert (output / "metrics.csv").exists()  # another job's run is not overwritten, but refused
+    said(SLURM_RESTART_COUNT="1")
+    assert not (output / "metrics.csv").exists()
+    (output / "checkpoints" / "last.ckpt").symlink_to("epoch0.ckpt")
+    assert said(SLURM_RESTART_COUNT="1") == [*first, "resume=last", *last]
+    compose("train", said()[1:])
