@@ -3,6 +3,7 @@
 import sys
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,12 +29,17 @@ _INTEGER_OR_WORD = {"trainer.devices", "text.trainable_layers"}
 ProgramConfig = TypeVar("ProgramConfig")
 
 
-def compose(root: str, overrides: list[str]) -> DictConfig:
+def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> DictConfig:
     """Compose `conf/<root>.yaml` with `key=value` overrides.
 
     `group=NAME` exchanges a group. Other values are read by the type of the default: text is taken as written
     (`classes=cat,dog`, `output_dir=2024_01_01`), `[a,b]` is a list, `null` is nothing. Hydra composes the groups; its
     own grammar of values, which would refuse paths with braces, commas or accents, is not used.
+
+    Args:
+        root: the file.
+        overrides: of the command line.
+        optional: keys that may be null though their default is not.
 
     Raises:
         InputError: an override without `=`, an unknown key or group choice (nearest names given), a bad value.
@@ -51,7 +57,7 @@ def compose(root: str, overrides: list[str]) -> DictConfig:
         config = hydra_compose(root, overrides=[f"{group}={name}" for group, name in selected.items()])
     for key, value in pairs:
         if key not in selected:
-            _set(config, key, value)
+            _set(config, key, value, key in optional)
     try:
         # Resolving now turns a broken ${reference} into an error here, not in the middle of a run.
         OmegaConf.resolve(config)
@@ -163,10 +169,20 @@ def fill(cls: type[ProgramConfig], values: dict[str, Any], prefix: str = "") -> 
     return cls(**typed)
 
 
-def help_text(root: str) -> str:
-    """What `--help` prints for a root: its file, and the choices of its groups."""
+def nullable(cls: type) -> list[str]:
+    """Fields of a dataclass that may be None."""
+    return [name for name, hint in typing.get_type_hints(cls).items() if type(None) in _options(hint)]
+
+
+def help_text(root: str, details: bool = False) -> str:
+    """What `--help` prints for a root: its file, the choices of its groups, and with `details` their default files."""
     lines = [(CONF_DIR / f"{root}.yaml").read_text(encoding="utf-8")]
-    return "\n".join([*lines, *(f"{group}: {', '.join(choices(group))}" for group in groups_of(root))])
+    for group in groups_of(root):
+        lines.append(f"{group}: {', '.join(choices(group))}")
+        if details:
+            text = (CONF_DIR / group / f"{_defaults(root)[group]}.yaml").read_text(encoding="utf-8")
+            lines += [f"  {group}.{line}" for line in text.splitlines() if not line.startswith("#")]
+    return "\n".join(lines)
 
 
 def parse_program(cls: type[ProgramConfig], argv: list[str] | None = None) -> ProgramConfig:
@@ -212,7 +228,7 @@ def _required_groups(root: str) -> list[str]:
     return [group for group, choice in _defaults(root).items() if choice == "???"]
 
 
-def _set(config: DictConfig, key: str, value: str) -> None:
+def _set(config: DictConfig, key: str, value: str, optional: bool = False) -> None:
     """Set one key from its text, read by the type of what it replaces."""
     known = _keys(config)
     if key not in known:
@@ -221,6 +237,9 @@ def _set(config: DictConfig, key: str, value: str) -> None:
     node: Any = OmegaConf.select(config, parent) if parent else config
     current = None if OmegaConf.is_missing(node, name) else node[name]
     override = f"{key}={value}"
+    if optional and value == "null":
+        node[name] = None
+        return
     if key in _INTEGER_OR_NULL:
         wanted: Any = int | None
     elif key in _INTEGER_OR_WORD:

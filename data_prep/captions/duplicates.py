@@ -212,12 +212,16 @@ class EvaluationPhotos:
 
     Attributes:
         names: "set: photo" by path, in the order of the sets; a photo of several sets has the names of all.
-        missing: sets that are not there, with the reason.
-        stamp: changes with the name, size or time of any photo.
+        found: sets that are there.
+        missing: sets that are not, with the reason.
+        identity: changes with the name or size of any photo, wherever the folder is.
+        stamp: changes with its path or time as well.
     """
 
     names: dict[Path, str]
+    found: tuple[str, ...]
     missing: dict[str, str]
+    identity: str
     stamp: str
 
     @classmethod
@@ -225,10 +229,10 @@ class EvaluationPhotos:
         """Look for the sets of `benchmark=all` below each folder.
 
         Raises:
-            InputError: no such folder, or it holds none of the sets.
+            InputError: no such folder, it holds none of the sets, or a part of one: what is missing would go unseen.
         """
         sets: dict[Path, list[str]] = {}
-        reasons: dict[str, str] = {}
+        missing: dict[str, str] = {}
         found: set[str] = set()
         for root in roots:
             if not root.is_dir():
@@ -236,23 +240,34 @@ class EvaluationPhotos:
             here = 0
             for name in conf.load_choice("benchmark", "all").sets:
                 choice = conf.to_plain(conf.load_choice("benchmark", name)) | {"root": str(root), "limit": None}
-                try:
-                    benchmark = Benchmark(BenchmarkConfig(**choice))
-                except InputError as error:
-                    reasons.setdefault(name, str(error))
+                config = BenchmarkConfig(**choice)
+                if Benchmark.find_root(config) is None:
+                    missing.setdefault(name, f"{root} has no {config.images} and {config.masks}")
                     continue
+                benchmark = Benchmark(config)
                 here += 1
                 found.add(name)
                 for photo in benchmark.names:
                     sets.setdefault(benchmark.image_path(photo), []).append(name)
             if not here:
-                listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+                listed = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
                 raise InputError(f"filters.evaluation_root={root} holds none of the evaluation sets ({listed})")
         names = {path: f"{', '.join(dict.fromkeys(named))}: {path.stem}" for path, named in sets.items()}
-        states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in names]
-        content = json.dumps([FINGERPRINT_VERSION, states, list(names.values())])
-        stamp = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES).hexdigest()
-        return cls(names, {name: reason for name, reason in reasons.items() if name not in found}, stamp)
+        states = [path.stat() for path in names]
+        sizes = [[name, state.st_size] for name, state in zip(names.values(), states, strict=True)]
+        times = [[str(path), state.st_mtime_ns] for path, state in zip(names, states, strict=True)]
+        return cls(
+            names,
+            tuple(sorted(found)),
+            {name: reason for name, reason in missing.items() if name not in found},
+            _digest([FINGERPRINT_VERSION, sizes]),
+            _digest([FINGERPRINT_VERSION, sizes, times]),
+        )
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content).encode(errors="surrogatepass")
+    return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 @dataclass(frozen=True)

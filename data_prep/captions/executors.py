@@ -6,9 +6,12 @@ that fails takes no other with it.
 
 import errno
 import logging
+import math
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -70,6 +73,8 @@ def make_executor(kind: str, processes: int | None, address: str | None, cpus: f
         raise InputError(f"executor.cpus={cpus} must be above 0 and executor.gpus={gpus} not below")
     if kind == "serial":
         return SerialExecutor()
+    if kind not in ("local", "ray"):
+        raise InputError(f"executor.kind={kind} must be serial, local or ray")
     if kind == "local":
         return LocalExecutor(processes or len(os.sched_getaffinity(0)))
     return RayExecutor(address, processes, cpus, gpus)
@@ -159,6 +164,16 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _require_answer(address: str | None) -> None:
+    """Refuse HOST:PORT where nobody listens: Ray would try for minutes."""
+    found = re.fullmatch(r"([^:/]+):(\d+)", address or "")
+    if found:
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"executor.address={address}: no Ray cluster is reached: {error}") from error
+
+
 class RayExecutor:
     """Tasks on a Ray cluster; Ray starts a task again whose machine is lost."""
 
@@ -168,19 +183,25 @@ class RayExecutor:
             import ray
         except ImportError as error:
             raise InputError("executor=ray needs Ray: pip install 'simzss[ray]'") from error
+        _require_answer(address)
         self._ray = ray
         self._resources = {"num_cpus": cpus, "num_gpus": gpus}
         if not ray.is_initialized():
             try:
                 options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-                if address is None:
+                if address is None:  # "local": a cluster that the environment names is not meant
                     options |= {"num_cpus": processes, "include_dashboard": False}
-                ray.init(address=address, **options)
+                ray.init(address=address or "local", **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(f"executor.address={address}: no Ray cluster is reached: {error}") from error
-        offered = int(ray.cluster_resources().get("CPU", 0) / cpus)
+        # By machine: a task is on one of them, and Ray would wait for ever for one that fits.
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        offered = sum(
+            int(min(machine.get("CPU", 0) / cpus, machine.get("GPU", 0) / gpus if gpus else math.inf))
+            for machine in machines
+        )
         if offered < 1:
-            raise InputError(f"executor.cpus={cpus}: no machine of the Ray cluster has so many")
+            raise InputError(f"executor.cpus={cpus} executor.gpus={gpus}: no machine of the Ray cluster has so many")
         self.processes = min(offered, processes or offered)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterator[Job]) -> Iterator[Outcome]:

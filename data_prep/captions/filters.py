@@ -87,6 +87,11 @@ class Filters:
                     raise InputError(f"filters.languages: {code!r} is unknown; {nearest(code, known)}")
 
     @property
+    def looks_for_duplicates(self) -> bool:
+        """Whether images are compared with one another."""
+        return self.exact_duplicates != "keep" or self.near_duplicates is not None
+
+    @property
     def evaluation_roots(self) -> tuple[Path, ...]:
         """Folders with evaluation sets, none when off."""
         return tuple(Path(root) for root in _listed(self.evaluation_root))

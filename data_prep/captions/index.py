@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.captions.output import OutputFolder, write_json, write_whole
@@ -40,49 +41,74 @@ class Summary:
         (self.images if item.kind == "image" else self.captions)[item.reason] += 1
 
 
-def write_index(output: OutputFolder, source: Source, failed: dict[str, str], pipeline: dict[str, str]) -> Summary:
+def write_index(
+    output: OutputFolder, source: Source, failed: dict[int, tuple[str, str]], about: dict[str, Any]
+) -> Summary:
     """Write `skipped.jsonl` and `index.json` from the records of the tasks; memory holds no list of what was left out.
 
     Args:
         output: the folder.
-        source: gives the tasks, and what was dropped before there was one for it.
-        failed: why tasks have no record, by their name; those that have none for no known reason are added.
-        pipeline: name and versions of the pipeline.
+        source: says how many tasks there are, and what was dropped before there was one for it.
+        failed: name of tasks without a record, and why they have none, by number.
+        about: more for the index: the pipeline, the evaluation sets that were looked for.
     """
-    summary = Summary(failed=failed)
+    summary = Summary()
 
     def write(stream: BinaryIO) -> None:
-        for item in _dropped(output, source, summary):
+        for item in _dropped(output, source, failed, summary):
             summary.count(item)
-            line = {"kind": item.kind, "name": item.name, "reason": item.reason, "detail": item.detail}
-            text = json.dumps(line, ensure_ascii=False) + "\n"
-            stream.write(text.encode(errors="backslashreplace"))
+            stream.write(_line(item))
 
     write_whole(output.skipped, write)
     if summary.first is None:
         output.skipped.unlink()
     index = {
         "format_version": INDEX_VERSION,
-        "complete": not failed,
-        "pipeline": pipeline,
+        "complete": not summary.failed,
+        **about,
         "samples": summary.total("samples"),
         "captions": summary.total("captions"),
         "concepts": summary.total("concepts"),
         "left_out": {"images": dict(summary.images.most_common()), "captions": dict(summary.captions.most_common())},
-        "failed": failed,
+        "failed": summary.failed,
         "shards": summary.shards,
     }
     write_json(output.index, index)
     return summary
 
 
-def _dropped(output: OutputFolder, source: Source, summary: Summary) -> Iterator[Dropped]:
-    """What was dropped, in order of the tasks, whose shards are noted on the way."""
+def write_dropped(path: Path, items: list[Dropped]) -> None:
+    """Write a list of what was left out, a JSON object a line; no file for none."""
+    if items:
+        write_whole(path, lambda stream: stream.writelines(map(_line, items)))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_dropped(path: Path) -> Iterator[Dropped]:
+    """What `write_dropped` wrote."""
+    if path.exists():
+        with path.open(encoding="utf-8") as stream:
+            yield from (Dropped(**json.loads(line)) for line in stream)
+
+
+def _dropped(
+    output: OutputFolder, source: Source, failed: dict[int, tuple[str, str]], summary: Summary
+) -> Iterator[Dropped]:
+    """What was dropped, in order of the tasks, whose shards or failures are noted on the way."""
     yield from source.dropped()
-    for task in source.tasks():
-        record = output.finished(task.number)
+    for number in range(len(source)):
+        record = output.finished(number)
         if record is not None:
             summary.shards += record["shards"]
-            yield from (Dropped(*fields) for fields in record["dropped"])
-        elif task.name not in summary.failed:
-            summary.failed[task.name] = "its shards are gone"
+            yield from read_dropped(output.dropped(number))
+        else:
+            name, reason = failed.get(number, (f"task {number}", "its shards are gone"))
+            summary.failed[name] = reason
+
+
+def _line(item: Dropped) -> bytes:
+    text = json.dumps({"kind": item.kind, "name": item.name, "reason": item.reason, "detail": item.detail},
+                      ensure_ascii=False)  # fmt: skip
+    # Half a surrogate pair, as file names may hold, has no bytes: it stays the JSON escape that it was.
+    return f"{text}\n".encode(errors="backslashreplace")

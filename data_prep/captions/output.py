@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from simzss.errors import InputError
 
 _PARTIAL = ".partial-"
+_RECORD = {"task", "stamp", "repeats", "shards"}
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -111,6 +112,10 @@ class OutputFolder:
         """The record of a finished task."""
         return self.tasks / f"{number:06d}.json"
 
+    def dropped(self, number: int) -> Path:
+        """What a finished task left out: apart, since a record is read often."""
+        return self.tasks / f"{number:06d}.dropped.jsonl"
+
     def fingerprints(self, number: int) -> Path:
         """Fingerprints of the images of a task."""
         return self.tasks / f"{number:06d}.fingerprints.npz"
@@ -118,17 +123,25 @@ class OutputFolder:
     def finished(self, number: int) -> dict[str, Any] | None:
         """The record of a task whose shards are all there with their sizes, or None."""
         record = read_json(self.record(number))
-        if record is None or not all(self._is_whole(shard) for shard in record["shards"]):
+        if not isinstance(record, dict) or not record.keys() >= _RECORD:
             return None
-        return record
+        return record if all(self._is_whole(shard) for shard in record["shards"]) else None
 
-    def numbers(self) -> Iterator[int]:
-        """Tasks with a record."""
-        return (int(path.stem) for path in self.tasks.glob("[0-9]*.json"))
+    def numbers(self) -> set[int]:
+        """Tasks of which a record or a shard is there."""
+        records = {path.name.split(".")[0] for path in self.tasks.glob("[0-9]*")}
+        shards = {path.name.split("-")[1] for path in self.path.glob("shard-*.tar")}
+        return {int(number) for number in records | shards if number.isdigit()}
 
     def forget(self, number: int) -> None:
-        """Remove a task's record and shards; the record first, since it vouches for them, and the last shard next."""
-        for path in (self.record(number), *reversed(self.shards(number))):
+        """Remove all of a task; the record first, since it vouches for the rest, and the last shard next."""
+        others = (self.dropped(number), self.fingerprints(number))
+        for path in (self.record(number), *reversed(self.shards(number)), *others):
+            path.unlink(missing_ok=True)
+
+    def forget_index(self) -> None:
+        """Remove the lists of what is there, before that changes."""
+        for path in (self.index, self.skipped):
             path.unlink(missing_ok=True)
 
     def _is_whole(self, shard: dict[str, Any]) -> bool:
@@ -150,29 +163,22 @@ def opened(path: Path, recipe: dict[str, Any]) -> Iterator[OutputFolder]:
         InputError: cannot be made or written, holds something else, was begun with another recipe, or another run
             writes it.
     """
-    output = OutputFolder(path)
-    if (path.exists() or path.is_symlink()) and not path.is_dir():
-        raise InputError(f"output={path} is no folder")
-    if path.exists() and any(path.iterdir()) and not output.tasks.is_dir():
-        raise InputError(f"output={path} is not empty, and what it holds is not of this program")
-    begins, makes = not output.tasks.exists(), not path.exists()
+    # Absolute: a worker may have another working directory.
+    output = OutputFolder(path.absolute())
     try:
-        output.scratch.mkdir(parents=True, exist_ok=True)
-        lock = os.open(output.tasks / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        makes = not path.exists()
+        lock = _lock(output)
     except OSError as error:
         raise InputError(f"output={path} cannot be made: {error.strerror or error}") from error
+    begins = not (output.tasks / "settings.json").exists()
     try:
-        _lock(lock, path)
         _clean(output)
         _check(output, recipe)
+        output.scratch.mkdir(exist_ok=True)
         yield output
-    except BaseException as error:
-        if begins and not any(path.glob("shard-*.tar")):  # nothing that a later run could use
-            shutil.rmtree(output.tasks)
-            for file in (output.index, output.skipped):
-                file.unlink(missing_ok=True)
-            if makes:
-                path.rmdir()
+    except (InputError, OSError) as error:
+        if begins:
+            _remove_unused(output, makes)
         if isinstance(error, OSError):
             raise InputError(f"output={path} cannot be written: {error.strerror or error}") from error
         raise
@@ -181,11 +187,33 @@ def opened(path: Path, recipe: dict[str, Any]) -> Iterator[OutputFolder]:
         os.close(lock)  # and with it the lock, as when the process is killed
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _lock(output: OutputFolder) -> int:
+    """Take the folder for this process; what another one writes there is not touched before."""
+    path = output.path
+    if (path.exists() or path.is_symlink()) and not path.is_dir():
+        raise InputError(f"output={path} is no folder")
+    if path.exists() and not output.tasks.is_dir() and any(_PARTIAL not in entry.name for entry in path.iterdir()):
+        raise InputError(f"output={path} is not empty, and what it holds is not of this program")
+    output.tasks.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output.tasks / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        os.close(descriptor)
         raise InputError(f"output={path} is being written by another run") from error
+    return descriptor
+
+
+def _remove_unused(output: OutputFolder, makes: bool) -> None:
+    """Remove what a run has begun that ends before it made a shard or anything else that takes long."""
+    _clean(output)
+    if next(output.path.glob("shard-*.tar"), None) or next(output.tasks.glob("*.npz"), None):
+        return
+    shutil.rmtree(output.tasks, ignore_errors=True)
+    output.forget_index()
+    if makes:
+        with suppress(OSError):
+            output.path.rmdir()
 
 
 def _clean(output: OutputFolder) -> None:
@@ -207,7 +235,7 @@ def _check(output: OutputFolder, recipe: dict[str, Any]) -> None:
     recipe = json.loads(json.dumps(recipe))  # as it reads when it comes back from the file
     begun = read_json(path)
     if begun is None:
-        if next(output.numbers(), None) is not None:
+        if output.numbers():
             raise InputError(f"{path} is missing or broken, and {output.path} holds finished shards: remove the folder")
         write_json(path, recipe)
         return

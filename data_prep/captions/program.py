@@ -1,7 +1,10 @@
 """The program from arguments to index: which tasks there are, which of them are to be done, and what became of them."""
 
+import io
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,13 @@ from data_prep.captions.index import Summary, write_index
 from data_prep.captions.output import OutputFolder, opened
 from data_prep.captions.progress import Progress
 from data_prep.captions.records import Source
-from data_prep.captions.repeats import Repeats, find_repeats, has_fingerprints, no_repeats
+from data_prep.captions.repeats import find_repeats
 from data_prep.captions.sources import SourceSettings, open_source
-from data_prep.captions.task import PipelineSettings, Work, annotate_task, fingerprint_task, load_pipeline
-from simzss.config import compose, fill, help_text, require_complete, to_plain
+from data_prep.captions.task import PipelineSettings, Work, annotate_task, drop_repeats_task, load_pipeline
+from simzss.config import compose, fill, help_text, nullable, require_complete, to_plain
 from simzss.errors import InputError
 
-FORMAT = 2  # raise when the same input and settings would give other bytes
+FORMAT = 3  # raise when the same input and settings would give other bytes
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class CaptionsSettings:
 
     def __post_init__(self) -> None:
         for name in ("parse_batch", "samples_per_shard", "shard_megabytes"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)} must be above 0")
         if self.changed not in ("refuse", "redo"):
             raise InputError(f"changed={self.changed} must be refuse or redo")
@@ -59,11 +62,15 @@ class IncompleteError(InputError):
 
 def main() -> None:
     """Read arguments, prepare, report."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(help_text("captions"))
+        print(help_text("captions", details=True))
         return
-    config = compose("captions", arguments)
+    optional = {"filters.": Filters, "executor.": ExecutorSettings, "": SourceSettings}
+    config = compose("captions", arguments, {f"{p}{key}" for p, cls in optional.items() for key in nullable(cls)})
     require_complete(config)
     plain = to_plain(config)
     settings = fill(CaptionsSettings, _part(plain, CaptionsSettings))
@@ -88,134 +95,204 @@ def prepare(
     accelerator = settings.parse_on_accelerator or executor_settings.gpus > 0
     if accelerator and executor_settings.processes is None and executor_settings.kind == "local":
         executor_settings = replace(executor_settings, processes=1)  # they would share one accelerator's memory
-    pipeline = PipelineSettings(settings.spacy, settings.parse_batch, accelerator)
-    info = load_pipeline(pipeline).info  # a wrong name is found before anything is made
-    photos = EvaluationPhotos.find(filters.evaluation_roots) if filters.evaluation_roots else None
+    # A folder by its absolute path: a worker may have another working directory.
+    name = str(Path(settings.spacy).absolute()) if _is_folder(settings.spacy) else settings.spacy
+    info = load_pipeline(PipelineSettings(name, settings.parse_batch)).info  # a wrong name, before anything is made
+    with _naming_file():
+        photos = EvaluationPhotos.find(filters.evaluation_roots) if filters.evaluation_roots else None
     recipe = {
         "format": FORMAT,
-        "pipeline": info | {"parse_batch": settings.parse_batch},
+        "pipeline": info | {"parse_batch": settings.parse_batch, "accelerator": accelerator},
         "layout": source_settings.layout,
         "columns": [source_settings.path_column, source_settings.caption_column, source_settings.image_column],
         "broken_tars": source_settings.broken_tars,
         "samples_per_shard": settings.samples_per_shard,
         "shard_megabytes": settings.shard_megabytes,
         "filters": asdict(replace(filters, evaluation_root=None)),
-        "evaluation photos": photos and photos.stamp,
+        "photos below filters.evaluation_root": photos and photos.identity,
     }
     with opened(Path(settings.output), recipe) as output:
-        source = open_source(source_settings, output.scratch)
-        evaluation = None if photos is None else _hash_evaluation(output, photos, filters)
-        work = Work(output, source_settings, pipeline, filters, evaluation, settings.samples_per_shard,
-                    round(settings.shard_megabytes * 1e6))  # fmt: skip
-        _refuse_changed(output, source, settings.changed)
+        with _naming_file():
+            source = open_source(source_settings, output.scratch)
+            stamps = _compare(output, source, settings.changed)
         executor = make_executor(**asdict(executor_settings))
-        failed: dict[str, str] = {}
-        repeats: Callable[[int], Repeats] = no_repeats
-        if filters.exact_duplicates != "keep" or filters.near_duplicates is not None:
-            failed |= _fingerprints(output, source, work, executor)
-            repeats = find_repeats(output, len(source), filters)
-        failed |= _annotate(output, source, work, executor, repeats, set(failed))
-        summary = write_index(output, source, failed, info)
-        if not summary.shards and not failed:
+        work = Work(
+            output=output,
+            source=source_settings,
+            pipeline=PipelineSettings(name, settings.parse_batch, accelerator),
+            pipeline_info=info,
+            filters=filters,
+            evaluation=None if photos is None else _hash_evaluation(output, photos, filters),
+            samples_per_shard=settings.samples_per_shard,
+            shard_bytes=round(settings.shard_megabytes * 1e6),
+        )
+        failed = _annotate(source, stamps, work, executor)
+        if filters.looks_for_duplicates:
+            failed |= _drop_repeats(source, stamps, work, executor)
+        sets = photos and {"sets": photos.found, "missing": sorted(photos.missing), "photos": len(photos.names)}
+        summary = write_index(output, source, failed, {"pipeline": info, "evaluation": sets})
+        if not summary.shards and not summary.failed:
             first = summary.first
             reason = f"{first.name}: {first.reason} {first.detail}".strip() if first else "no input"
             raise InputError(f"no readable image with a caption; first reason: {reason}")
-    if failed:
-        (name, reason), others = next(iter(failed.items())), len(failed) - 1
+    if summary.failed:
+        (name, reason), others = next(iter(summary.failed.items())), len(summary.failed) - 1
+        what = reason if Path(name).name in reason else f"{name}: {reason}"
         more = f", and {others} more, listed in {output.index}" if others else ""
-        raise IncompleteError(f"{name}: {reason}{more}; the other tasks are finished, run again to complete them")
+        raise IncompleteError(f"{what}{more}; the other tasks are finished, run again to complete them")
     return summary
+
+
+def _compare(output: OutputFolder, source: Source, changed: str) -> list[str]:
+    """The stamps of all tasks, of which those that are finished have had the same when they were done.
+
+    Tasks whose input is another one now are refused, or forgotten with `changed=redo`, and so are those that the input
+    no longer has. What a killed run left of them without a record is forgotten anyway.
+    """
+    stamps = []
+    named: dict[int, str] = {}
+    for task in source.tasks():
+        stamps.append(task.stamp)
+        record = output.finished(task.number)
+        if record is not None and record["stamp"] != task.stamp:
+            named[task.number] = task.name
+    gone = sorted(number for number in output.numbers() if number >= len(stamps))
+    named |= {n: f"task {n}, which the input no longer has" for n in gone if output.finished(n) is not None}
+    if named and changed == "refuse":
+        raise InputError(f"input changed since output={output.path} was written: {_shown(list(named.values()))}; "
+                         "give another output=, or changed=redo to write these shards again")  # fmt: skip
+    if named:
+        print(f"input changed, to be written again: {_shown(list(named.values()))}", file=sys.stderr)
+    _forget(output, {*named, *gone})
+    return stamps
+
+
+def _shown(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _forget(output: OutputFolder, numbers: Iterable[int]) -> None:
+    """Forget tasks, and before them the index, which vouches for them.
+
+    Here and not in a worker: one that a killed run left on another machine could take away what this run makes.
+    """
+    for number in sorted(numbers):
+        output.forget_index()
+        output.forget(number)
 
 
 def _hash_evaluation(output: OutputFolder, photos: EvaluationPhotos, filters: Filters) -> Path:
     """Fingerprints of the evaluation photos, in a file that every worker reads."""
     for name, reason in photos.missing.items():
         print(f"filters.evaluation_root: without {name}: {reason}", file=sys.stderr)
-    print(f"{len(photos.names)} evaluation photos are looked for", file=sys.stderr)
     path = output.tasks / "evaluation.npz"
-    EvaluationImages.kept(path, photos, filters.evaluation_distance)
+    progress = Progress("hashes of evaluation photos", len(photos.names), "photos")
+    EvaluationImages.kept(path, photos, filters.evaluation_distance, lambda done, total: progress.add())
     return path
 
 
-def _refuse_changed(output: OutputFolder, source: Source, changed: str) -> None:
-    """Find finished tasks whose input is another one now; with `changed=redo` they are forgotten."""
-    named: list[str] = []
-    for task in source.tasks():
-        record = output.finished(task.number)
-        if record is not None and record["stamp"] != task.stamp:
-            if changed == "redo":
-                output.forget(task.number)
-            named.append(task.name)
-    for number in sorted(number for number in output.numbers() if number >= len(source)):
-        if changed == "redo":
-            output.forget(number)
-        named.append(f"task {number}, which the input no longer has")
-    if not named:
-        return
-    what = f"{named[0]}" + (f" and {len(named) - 1} more" if len(named) > 1 else "")
-    if changed == "refuse":
-        raise InputError(f"input changed since output={output.path} was written: {what}; "
-                         "give another output=, or changed=redo to write these shards again")  # fmt: skip
-    print(f"input changed, to be written again: {what}", file=sys.stderr)
+_Failed = dict[int, tuple[str, str]]
+"""Name of tasks that have failed, and why, by number."""
 
 
-def _fingerprints(output: OutputFolder, source: Source, work: Work, executor: Executor) -> dict[str, str]:
-    """First pass: fingerprints of all images; the failed tasks by name."""
-    pending = {task.number for task in source.tasks() if not has_fingerprints(output, task)}
-    jobs = (Job(task.number, task.name, (task, work)) for task in source.tasks() if task.number in pending)
-    return _run(executor, fingerprint_task, jobs, Progress("fingerprints of images", len(pending)))
+def _annotate(source: Source, stamps: list[str], work: Work, executor: Executor) -> _Failed:
+    """Write the shards of all tasks that have none."""
+    output = work.output
+    pending = {
+        number
+        for number in range(len(stamps))
+        if output.finished(number) is None
+        or (work.filters.looks_for_duplicates and not output.fingerprints(number).exists())
+    }
+    if finished := len(stamps) - len(pending):
+        print(f"{finished} of {len(stamps)} tasks are finished already", file=sys.stderr)
+    return _annotate_anew(source, stamps, work, executor, pending)
 
 
-def _annotate(
-    output: OutputFolder,
-    source: Source,
-    work: Work,
-    executor: Executor,
-    repeats: Callable[[int], Repeats],
-    without: set[str],
-) -> dict[str, str]:
-    """Write the shards of all tasks that have none; the failed tasks by name."""
-    pending = set()
-    for task in source.tasks():
-        record = output.finished(task.number)
-        if record is None or record["repeats"] != repeats(task.number).digest():
-            pending.add(task.number)
-    # Here and not in a worker: one that a killed run left on another machine could take away what this run makes.
-    for number in pending:
-        output.forget(number)
-    if pending:
-        output.index.unlink(missing_ok=True)
-    jobs = (
-        Job(task.number, task.name, (task, work, repeats(task.number)))
-        for task in source.tasks()
-        if task.number in pending and task.name not in without
-    )
-    if finished := len(source) - len(pending):
-        print(f"{finished} of {len(source)} tasks are finished already", file=sys.stderr)
-    return _run(executor, annotate_task, jobs, Progress("annotation", len(pending)))
+def _annotate_anew(
+    source: Source, stamps: list[str], work: Work, executor: Executor, numbers: Collection[int]
+) -> _Failed:
+    _forget(work.output, numbers)
+    changed: _Failed = {}
+
+    def jobs() -> Iterator[Job]:
+        for task in source.tasks() if numbers else ():
+            if task.number in numbers:
+                if task.stamp == stamps[task.number]:
+                    yield Job(task.number, task.name, (task, work))
+                else:
+                    changed[task.number] = (task.name, "its input changed while it was read; run again")
+
+    return _run(executor, annotate_task, jobs(), Progress("annotation", len(numbers))) | changed
 
 
-def _run(executor: Executor, function: Callable, jobs: Iterator[Job], progress: Progress) -> dict[str, str]:
-    """Run jobs; the failed ones by name. On a full disk the rest is not tried for long."""
-    failed: dict[str, str] = {}
+def _drop_repeats(source: Source, stamps: list[str], work: Work, executor: Executor) -> _Failed:
+    """Write the shards of all tasks again that hold images which repeat others."""
+    output = work.output
+    repeats = find_repeats(output, stamps, work.filters)
+    outdated = set()
+    for number in range(len(stamps)):
+        record = output.finished(number)
+        if record is not None and record["repeats"] not in ("", repeats(number).digest()):
+            # Decided before other tasks were there or had changed: what was dropped then may stay now.
+            outdated.add(number)
+    failed = _annotate_anew(source, stamps, work, executor, outdated)
+    pending = []
+    for number in range(len(stamps)):
+        record = output.finished(number)
+        if record is not None and record["repeats"] != repeats(number).digest():
+            pending.append(number)
+
+    def jobs() -> Iterator[Job]:
+        for number in pending:
+            record = output.finished(number)
+            assert record is not None
+            # Until the new one is there the shards may be neither these nor those.
+            output.forget_index()
+            output.record(number).unlink()
+            yield Job(number, record["task"], (number, record, work, repeats(number)))
+
+    return failed | _run(executor, drop_repeats_task, jobs(), Progress("dropping repeated images", len(pending)))
+
+
+def _run(executor: Executor, function: Callable, jobs: Iterator[Job], progress: Progress) -> _Failed:
+    """Run jobs; those that fail. On a full disk the rest is not tried for long."""
+    failed: _Failed = {}
     full = 0
 
     def until_full() -> Iterator[Job]:
         for job in jobs:
             if full > 2 * executor.processes:
-                failed[job.name] = "not tried: the disk is full"
+                failed[job.number] = (job.name, "not tried: the disk is full")
+                progress.add()
             else:
                 yield job
 
     for outcome in executor.run(function, until_full()):
         if outcome.error is not None:
-            failed[outcome.name] = outcome.error
+            failed[outcome.number] = (outcome.name, outcome.error)
             full = full + 1 if outcome.no_space else 0
             progress.add()
         else:
             full = 0
-            progress.add(sum(shard["captions"] for shard in (outcome.result or {}).get("shards", ())))
+            progress.add(sum(shard["captions"] for shard in outcome.result["shards"]))
     return failed
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name too long for a file, or below a folder that cannot be entered
+        return False
+
+
+@contextmanager
+def _naming_file() -> Iterator[None]:
+    """What the system refuses of the input, in one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or 'input'} cannot be read: {error.strerror or error}") from error
 
 
 def _report(output: str, summary: Summary) -> None:

@@ -12,18 +12,19 @@ class Progress:
     Args:
         what: is done, for the line.
         tasks: to be done in this run.
-        clock: seconds; tests give their own.
+        unit: in the plural, for the line.
     """
 
-    def __init__(self, what: str, tasks: int) -> None:
+    def __init__(self, what: str, tasks: int, unit: str = "tasks") -> None:
         self.what = what
         self.tasks = tasks
+        self.unit = unit
         self.done = 0
         self.captions = 0
         self._start = self._printed = time.monotonic()
 
     def add(self, captions: int = 0) -> None:
-        """One more task has ended."""
+        """One more has ended, done or failed."""
         self.done += 1
         self.captions += captions
         now = time.monotonic()
@@ -37,7 +38,7 @@ class Progress:
         left = seconds / self.done * (self.tasks - self.done) if self.done else 0
         ends = f", {_duration(left)} left" if self.done < self.tasks else f" in {_duration(seconds)}"
         captions = f", {self.captions:,} captions" if self.captions else ""
-        return f"{self.what}: {self.done} of {self.tasks} tasks{captions}{rate}{ends}"
+        return f"{self.what}: {self.done} of {self.tasks} {self.unit}{captions}{rate}{ends}"
 
 
 def _duration(seconds: float) -> str:

@@ -72,3 +72,8 @@ class Source(Protocol):
 def key_of(number: int, position: int) -> str:
     """Key of a sample in the shards: its task, and its place among the images of the task."""
     return f"{number:06d}{position:06d}"
+
+
+def position_of(key: str) -> int:
+    """The place of a sample among the images of its task, by its key."""
+    return int(key[6:])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,8 @@ import numpy as np
 from data_prep.captions.duplicates import FINGERPRINT_VERSION, Fingerprints, exact_copies, load_arrays, near_copies
 from data_prep.captions.filters import EXACT_COPY, NEAR_COPY, Filters
 from data_prep.captions.output import OutputFolder
-from data_prep.captions.records import Task, key_of
+from data_prep.captions.records import key_of
+from simzss.concepts.concept import Caption
 from simzss.errors import InputError
 
 
@@ -27,7 +28,7 @@ class Repeats:
     """
 
     dropped: dict[int, tuple[str, str]] = field(default_factory=dict)
-    captions: dict[int, list[str]] = field(default_factory=dict)
+    captions: dict[int, list[Caption]] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Changes when a decision does; empty where there is none."""
@@ -39,71 +40,73 @@ class Repeats:
 
 @dataclass(frozen=True)
 class TaskFingerprints:
-    """What the first pass found out about the images of a task that the filters keep.
+    """Images of a task that the filters keep.
 
     Attributes:
         stamp: of the task's input.
         positions: (n,) int64, places of the images in the task.
         fingerprints: of the n images.
-        captions: of each image; none of any where captions are not merged.
+        captions: annotated, of each image; None where they are not merged, or not asked for.
     """
 
     stamp: str
     positions: np.ndarray
     fingerprints: Fingerprints
-    captions: list[list[str]]
+    captions: list[list[Caption]] | None = None
 
     def save(self, stream: BinaryIO) -> None:
         """Write to an open file."""
-        text = json.dumps({"stamp": self.stamp, "captions": self.captions})
+        texts = None if self.captions is None else [[text.to_json() for text in group] for group in self.captions]
         np.savez(
             stream,
             version=np.int64(FINGERPRINT_VERSION),
+            stamp=_bytes(self.stamp),
             positions=self.positions,
             digests=self.fingerprints.digests,
             hashes=self.fingerprints.hashes,
-            texts=np.frombuffer(text.encode(), np.uint8),
+            captions=_bytes(texts),
             allow_pickle=False,
         )
 
     @classmethod
-    def load(cls, path: Path) -> "TaskFingerprints":
+    def load(cls, path: Path, captions: bool = False) -> "TaskFingerprints":
         """Read what `save` wrote.
 
         Raises:
             InputError: not there, broken, or of another version.
         """
-        positions, digests, hashes, texts = load_arrays(path, "positions", "digests", "hashes", "texts")
-        content = json.loads(texts.tobytes())
-        return cls(content["stamp"], positions, Fingerprints(digests, hashes), content["captions"])
+        stamp, positions, digests, hashes = load_arrays(path, "stamp", "positions", "digests", "hashes")
+        texts = json.loads(load_arrays(path, "captions")[0].tobytes()) if captions else None
+        groups = None if texts is None else [[Caption.from_json(text) for text in group] for group in texts]
+        return cls(json.loads(stamp.tobytes()), positions, Fingerprints(digests, hashes), groups)
 
 
-def no_repeats(number: int) -> Repeats:
-    """Where duplicates are not looked for."""
-    return Repeats()
-
-
-def find_repeats(output: OutputFolder, tasks: int, filters: Filters) -> Callable[[int], Repeats]:
-    """Decide about every image by the fingerprints of the first pass. 32 bytes an image are held,
-    and its captions where they are merged.
+def find_repeats(output: OutputFolder, stamps: Sequence[str], filters: Filters) -> Callable[[int], Repeats]:
+    """Decide about every image by the fingerprints of the tasks that have them; about 100 bytes an image are held.
 
     The first of equal images in the order of the input stays; a near-duplicate is compared with the images that stay.
-    Tasks without fingerprints, which have failed, take no part.
+    Of tasks that failed there are no fingerprints: they take no part.
+
+    Args:
+        output: the folder.
+        stamps: of the present input, by task.
+        filters: which duplicates are looked for, and what becomes of them.
 
     Returns:
         The decisions of a task by its number.
     """
-    found = [_load(output, number) for number in range(tasks)]
+    found = [_load(output, number, stamp) for number, stamp in enumerate(stamps)]
     bounds = np.cumsum([0, *(len(item.positions) for item in found)])
-    positions = np.concatenate([item.positions for item in found])
+    positions = np.concatenate([np.zeros(0, np.int64), *(item.positions for item in found)])
     prints = Fingerprints.join([item.fingerprints for item in found])
+    del found
     itself = np.arange(len(prints))
     first = itself if filters.exact_duplicates == "keep" else exact_copies(prints.digests)
     near = itself
     if filters.near_duplicates is not None:
         near = near_copies(prints.hashes, filters.near_duplicates, first == itself)
     merging = filters.exact_duplicates == "merge"
-    merged = _merged_captions(found, first, bounds) if merging else {}
+    merged = _merged_captions(output, stamps, first, bounds) if merging else {}
     exact_reason = f"{EXACT_COPY}, which got its captions" if merging else EXACT_COPY
 
     def key(image: int) -> str:
@@ -125,23 +128,30 @@ def find_repeats(output: OutputFolder, tasks: int, filters: Filters) -> Callable
     return repeats
 
 
-def has_fingerprints(output: OutputFolder, task: Task) -> bool:
-    """Whether the fingerprints of a task are there, and those of its present input."""
-    return _load(output, task.number).stamp == task.stamp
-
-
-def _merged_captions(found: list[TaskFingerprints], first: np.ndarray, bounds: np.ndarray) -> dict[int, list[str]]:
+def _merged_captions(
+    output: OutputFolder, stamps: Sequence[str], first: np.ndarray, bounds: np.ndarray
+) -> dict[int, list[Caption]]:
     """Captions of later copies, in order, by the image that they repeat."""
-    merged: dict[int, list[str]] = defaultdict(list)
+    merged: dict[int, list[Caption]] = defaultdict(list)
     later = np.flatnonzero(first != np.arange(len(first)))
-    for image, task in zip(later, np.searchsorted(bounds, later, side="right") - 1, strict=True):
-        merged[int(first[image])] += found[task].captions[image - bounds[task]]
+    owners = np.searchsorted(bounds, later, side="right") - 1
+    for number in np.unique(owners).tolist():
+        captions = _load(output, number, stamps[number], captions=True).captions or []
+        for image in later[owners == number]:
+            merged[int(first[image])] += captions[image - bounds[number]]
     return dict(merged)
 
 
-def _load(output: OutputFolder, number: int) -> TaskFingerprints:
-    """Fingerprints of a task; those of none where they are missing, because the task failed, or broken."""
+def _load(output: OutputFolder, number: int, stamp: str, captions: bool = False) -> TaskFingerprints:
+    """Fingerprints of a task; those of none where they are missing, broken, or of other input."""
     try:
-        return TaskFingerprints.load(output.fingerprints(number))
+        found = TaskFingerprints.load(output.fingerprints(number), captions)
+        if found.stamp == stamp:
+            return found
     except InputError:
-        return TaskFingerprints("", np.zeros(0, np.int64), Fingerprints.of([]), [])
+        pass
+    return TaskFingerprints("", np.zeros(0, np.int64), Fingerprints.of([]))
+
+
+def _bytes(content: object) -> np.ndarray:
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)

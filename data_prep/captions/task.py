@@ -5,7 +5,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from PIL import Image
 
 from data_prep.captions.duplicates import EvaluationImages, Fingerprints, fingerprint
 from data_prep.captions.filters import EVALUATION_COPY, NO_CONCEPT, Filters, caption_reason, image_reason, pixels_reason
+from data_prep.captions.index import read_dropped, write_dropped
 from data_prep.captions.output import OutputFolder, partial_path, sync, sync_folder, write_json, write_whole
-from data_prep.captions.records import Dropped, RawSample, Task, key_of
+from data_prep.captions.records import Dropped, RawSample, Task, key_of, position_of
 from data_prep.captions.repeats import Repeats, TaskFingerprints
 from data_prep.captions.sources import SourceSettings, read_task
 from simzss.concepts.concept import Caption
 from simzss.concepts.pipeline import ConceptPipeline
-from simzss.data.shards import Sample, decode_image, write_shard
+from simzss.data.shards import Sample, Skipped, decode_image, read_shards, write_shard
+from simzss.errors import InputError
 
 _CHUNK = 256  # images that are held, with their captions, until they are annotated together
 _CHUNK_BYTES = 64 << 20
@@ -45,6 +47,7 @@ class Work:
         output: folder of the shards.
         source: how the input is read.
         pipeline: that finds the concepts.
+        pipeline_info: its name and versions, as every sample has them.
         filters: what is left out.
         evaluation: file of the evaluation images' fingerprints, None where they are not looked at.
         samples_per_shard: most images in a shard.
@@ -54,6 +57,7 @@ class Work:
     output: OutputFolder
     source: SourceSettings
     pipeline: PipelineSettings
+    pipeline_info: dict[str, str]
     filters: Filters
     evaluation: Path | None
     samples_per_shard: int
@@ -75,7 +79,7 @@ class Screened:
     fingerprint: tuple[bytes, int] | None = None
 
 
-def screen(task: Task, work: Work, fingerprints: bool = False) -> Iterator[Screened | Dropped]:
+def screen(task: Task, work: Work) -> Iterator[Screened | Dropped]:
     """Samples of a task whose image decodes and which the filters keep.
 
     A broken image is reported now rather than in every epoch.
@@ -90,7 +94,8 @@ def screen(task: Task, work: Work, fingerprints: bool = False) -> Iterator[Scree
         if isinstance(image, Dropped):
             yield image
             continue
-        found = fingerprint(item.data, image) if fingerprints or work.evaluation is not None else None
+        needed = work.filters.looks_for_duplicates or work.evaluation is not None
+        found = fingerprint(item.data, image) if needed else None
         if found is not None and work.evaluation is not None and (twin := _evaluation(work).match(found[1])):
             yield Dropped("image", item.name, EVALUATION_COPY, twin)
             continue
@@ -124,40 +129,73 @@ def _decoded(sample: RawSample, work: Work) -> Image.Image | Dropped:
         return Dropped("image", sample.name, "unreadable image", str(error).removeprefix("unreadable image: "))
 
 
-def fingerprint_task(argument: tuple[Task, Work]) -> None:
-    """First pass, where duplicates are looked for: fingerprints of a task's images, and their captions to be merged."""
-    task, work = argument
-    merging = work.filters.exact_duplicates == "merge"
-    positions, prints, captions = [], [], []
-    for item in screen(task, work, fingerprints=True):
-        if isinstance(item, Screened) and item.fingerprint is not None:
-            positions.append(item.position)
-            prints.append(item.fingerprint)
-            captions.append(list(item.sample.captions) if merging else [])
-    found = TaskFingerprints(task.stamp, np.array(positions, np.int64), Fingerprints.of(prints), captions)
-    write_whole(work.output.fingerprints(task.number), found.save)
-
-
-def annotate_task(argument: tuple[Task, Work, Repeats]) -> dict[str, Any]:
-    """Second pass, or the only one: a task's shards, whole or not at all, and then its record.
+def annotate_task(argument: tuple[Task, Work]) -> dict[str, Any]:
+    """A task's shards, whole or not at all, then the fingerprints of its images where they count, then its record.
 
     Returns:
-        The record without the list of what was dropped.
+        The record.
     """
-    task, work, repeats = argument
+    task, work = argument
     dropped: list[Dropped] = []
-    samples = _annotated(task, work, repeats, dropped)
-    record: dict[str, Any] = {"task": task.name, "stamp": task.stamp, "repeats": repeats.digest()}
-    record["shards"] = _write(task.number, samples, work)
-    write_json(work.output.record(task.number), record | {"dropped": [astuple(item) for item in dropped]})
+    kept = _Kept(merging=work.filters.exact_duplicates == "merge")
+    shards = _write(task.number, _annotated(task, work, dropped, kept), work)
+    if work.filters.looks_for_duplicates:
+        write_whole(work.output.fingerprints(task.number), kept.fingerprints(task.stamp).save)
+    record = {"task": task.name, "stamp": task.stamp, "repeats": "", "shards": shards}
+    return _recorded(task.number, record, dropped, work)
+
+
+def drop_repeats_task(argument: tuple[int, dict[str, Any], Work, Repeats]) -> dict[str, Any]:
+    """Write a finished task's shards again without the images that repeat an earlier one.
+
+    Args:
+        argument: number and record of the task, the work, and what repeats.
+
+    Returns:
+        The new record.
+    """
+    number, record, work, repeats = argument
+    dropped = list(read_dropped(work.output.dropped(number)))
+    before = work.output.shards(number)
+    shards = _write(number, _unrepeated(before, repeats, dropped), work)
+    for path in reversed(before[len(shards) :]):
+        path.unlink()
+    return _recorded(number, record | {"repeats": repeats.digest(), "shards": shards}, dropped, work)
+
+
+def _recorded(number: int, record: dict[str, Any], dropped: list[Dropped], work: Work) -> dict[str, Any]:
+    """Write what vouches for the shards of a task, last of all."""
+    write_dropped(work.output.dropped(number), dropped)
+    write_json(work.output.record(number), record)
     return record
 
 
-def _annotated(task: Task, work: Work, repeats: Repeats, dropped: list[Dropped]) -> Iterator[Sample]:
-    """Samples with their concepts, in order; what is left out is added to `dropped`."""
+@dataclass
+class _Kept:
+    """Fingerprints of the images that a task keeps, as they come by, with their captions if these are merged."""
+
+    merging: bool
+    positions: list[int] = field(default_factory=list)
+    prints: list[tuple[bytes, int]] = field(default_factory=list)
+    captions: list[list[Caption]] = field(default_factory=list)
+
+    def add(self, item: Screened, captions: tuple[Caption, ...]) -> None:
+        if item.fingerprint is not None:
+            self.positions.append(item.position)
+            self.prints.append(item.fingerprint)
+            if self.merging:
+                self.captions.append(list(captions))
+
+    def fingerprints(self, stamp: str) -> TaskFingerprints:
+        positions = np.array(self.positions, np.int64)
+        return TaskFingerprints(stamp, positions, Fingerprints.of(self.prints), self.captions if self.merging else None)
+
+
+def _annotated(task: Task, work: Work, dropped: list[Dropped], kept: _Kept) -> Iterator[Sample]:
+    """Samples with their concepts, in order; what is left out is added to `dropped`, what is not to `kept`."""
     pipeline = load_pipeline(work.pipeline)
     known: dict[str, Caption] = {}  # of this task alone: what a caption is parsed with must not depend on the worker
-    for chunk in _chunks(_unrepeated(screen(task, work), repeats, dropped)):
+    for chunk in _chunks(_screened(task, work, dropped)):
         texts = dict.fromkeys(text for item in chunk for text in item.sample.captions)
         new = [text for text in texts if text not in known]
         known.update(zip(new, pipeline.annotate(new), strict=True))
@@ -165,6 +203,7 @@ def _annotated(task: Task, work: Work, repeats: Repeats, dropped: list[Dropped])
             captions = tuple(known[text] for text in item.sample.captions)
             name = item.sample.name
             if work.filters.without_concepts or any(caption.concepts for caption in captions):
+                kept.add(item, captions)
                 suffix = Path(name).suffix.lower().lstrip(".")
                 key = key_of(task.number, item.position)
                 yield Sample(key, item.sample.data, suffix, captions, name, item.sample.image_id)
@@ -172,18 +211,28 @@ def _annotated(task: Task, work: Work, repeats: Repeats, dropped: list[Dropped])
                 dropped.append(Dropped("image", name, NO_CONCEPT))
 
 
-def _unrepeated(items: Iterator[Screened | Dropped], repeats: Repeats, dropped: list[Dropped]) -> Iterator[Screened]:
-    """Without the images that repeat another one, with the captions that go to those that stay."""
-    for item in items:
+def _screened(task: Task, work: Work, dropped: list[Dropped]) -> Iterator[Screened]:
+    for item in screen(task, work):
         if isinstance(item, Dropped):
             dropped.append(item)
-        elif item.position in repeats.dropped:
-            dropped.append(Dropped("image", item.sample.name, *repeats.dropped[item.position]))
-        elif more := repeats.captions.get(item.position):
-            texts = tuple(dict.fromkeys((*item.sample.captions, *more)))
-            yield replace(item, sample=replace(item.sample, captions=texts))
         else:
             yield item
+
+
+def _unrepeated(shards: list[Path], repeats: Repeats, dropped: list[Dropped]) -> Iterator[Sample]:
+    """Samples of shards but for the repeated ones; captions that an image gets, and does not have, come last."""
+    for sample in read_shards(map(str, shards)):
+        if isinstance(sample, Skipped):
+            raise InputError(f"{sample.shard or sample.key}: {sample.reason}; remove it and run again")
+        position = position_of(sample.key)
+        if position in repeats.dropped:
+            dropped.append(Dropped("image", sample.file_name, *repeats.dropped[position]))
+        else:
+            new: dict[str, Caption] = {}
+            for caption in repeats.captions.get(position, ()):
+                if all(caption.text != own.text for own in sample.captions):
+                    new.setdefault(caption.text, caption)
+            yield replace(sample, captions=(*sample.captions, *new.values())) if new else sample
 
 
 def _chunks(items: Iterator[Screened]) -> Iterator[list[Screened]]:
@@ -204,14 +253,13 @@ def _write(number: int, samples: Iterator[Sample], work: Work) -> list[dict[str,
     """Write the shards of a task under other names; once all are whole they take the place of what is there."""
     written: list[tuple[Path, Path]] = []
     described = []
-    info = load_pipeline(work.pipeline).info
     try:
         while (first := next(samples, None)) is not None:
             path = work.output.shard(number, len(written))
             written.append((partial_path(path), path))
             counts = _Counts()
             part = counts.through(_up_to(chain([first], samples), work.samples_per_shard, work.shard_bytes))
-            write_shard(written[-1][0], part, info)
+            write_shard(written[-1][0], part, work.pipeline_info)
             described.append({"name": path.name} | counts.as_dict() | _sealed(written[-1][0]))
         for partial, path in written:
             partial.replace(path)

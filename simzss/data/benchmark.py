@@ -138,13 +138,22 @@ class Benchmark:
         mapped[ignored] = IGNORE
         return mapped
 
+    @staticmethod
+    def find_root(config: BenchmarkConfig) -> Path | None:
+        """The folder of the set, at or below the configured root; None where its photos and masks are not there."""
+        root = Path(config.root)
+        for candidate in (root, *(root / inside for inside in config.inside)):
+            if (candidate / config.images).is_dir() and (candidate / config.masks).is_dir():
+                return candidate
+        return None
+
     def _find_root(self) -> Path:
         root = Path(self.config.root)
         if not root.is_dir():
             raise InputError(f"benchmark.root={root} is no folder")
-        for candidate in (root, *(root / inside for inside in self.config.inside)):
-            if (candidate / self.config.images).is_dir() and (candidate / self.config.masks).is_dir():
-                return candidate
+        found = self.find_root(self.config)
+        if found is not None:
+            return found
         raise InputError(f"benchmark.root={root} is not the {self.config.name} layout: it needs "
                          f"{self.config.images} and {self.config.masks}")  # fmt: skip
 

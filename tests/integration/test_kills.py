@@ -97,9 +97,26 @@ def cluster():
 
 
 def test_ray_on_two_nodes_gives_the_bytes_of_one_process(arguments, tmp_path, undisturbed, cluster, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # not the working directory of the nodes
     executor = ["executor=ray", f"executor.address={cluster}"]
-    assert exit_code(program.main, [*arguments, *executor, f"output={tmp_path / 'shards'}"], monkeypatch) == 0
+    assert exit_code(program.main, [*arguments, *executor, "output=shards"], monkeypatch) == 0
     assert contents(tmp_path / "shards") == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["executor.cpus=2"], "executor.cpus=2 executor.gpus=0: no machine of the Ray cluster has so many"),
+        (["executor.gpus=1"], "no machine of the Ray cluster has so many"),
+        (["executor.address=127.0.0.1:1"], "executor.address=127.0.0.1:1: no Ray cluster is reached"),
+    ],
+)
+def test_ray_that_cannot_do_it_is_one_line(arguments, tmp_path, cluster, monkeypatch, capsys, settings, says):
+    executor = ["executor=ray", f"executor.address={cluster}", *settings]
+    assert exit_code(program.main, [*arguments, *executor, f"output={tmp_path / 'shards'}"], monkeypatch) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and says in last
+    assert not (tmp_path / "shards").exists()
 
 
 def test_killed_ray(arguments, tmp_path, undisturbed, cluster):

@@ -149,9 +149,12 @@ class Grouping:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            _bound(connection)
-            yield connection
+        try:
+            with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+                _bound(connection)
+                yield connection
+        except sqlite3.Error as error:
+            raise InputError(f"{self.path} cannot be read: {error}") from error
 
 
 def _bound(connection: sqlite3.Connection) -> None:

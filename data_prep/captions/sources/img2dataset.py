@@ -45,7 +45,8 @@ class TarSource:
         """The tars in their order."""
         for number, tar in enumerate(self.tars):
             path = Path(tar)
-            stamp = json.dumps([_stat(path), _stat(path.with_suffix(".parquet"))])
+            # With its name: sizes are padded and times may be copied, so that two tars can be alike in both.
+            stamp = json.dumps([path.name, _stat(path), _stat(path.with_suffix(".parquet"))])
             yield Task(number, tar, {"tar": str(path.absolute())}, stamp)
 
     def dropped(self) -> Iterator[Dropped]:
@@ -61,7 +62,7 @@ def open_img2dataset(settings: SourceSettings) -> TarSource:
     """
     assert settings.shards is not None
     pattern = settings.shards
-    if os.path.isdir(pattern):  # noqa: PTH112 - Path.is_dir raises on text longer than a file name, as patterns may be
+    if isinstance(pattern, str) and os.path.isdir(pattern):  # noqa: PTH112 - Path.is_dir raises on text longer than a file name, as patterns may be
         # The folder's own name may have the characters of a pattern.
         tars = sorted(str(path) for path in Path(pattern).glob("*.tar") if path.is_file())
         if not tars:
@@ -112,7 +113,9 @@ def read_img2dataset(payload: dict[str, Any], settings: SourceSettings) -> Itera
             if not keep:
                 raise _broken(path, reason)
         elif note.reason != _EMPTY:
-            yield Dropped("image", path.name, _REPEATED, note.reason)
+            member = note.reason.split(":")[0]
+            is_image = member.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+            yield Dropped("image" if is_image else "caption", member, _REPEATED)
         elif not explained and not reason:
             yield Dropped("image", path.name, _EMPTY)
     if reason:

@@ -16,7 +16,7 @@ class SourceSettings:
     Attributes:
         images: folder that the image paths of `captions` or `table` start from; a table's own folder without it.
         captions: COCO captions JSON.
-        shards: img2dataset tars: a path, a glob, a brace pattern, or a folder of them.
+        shards: img2dataset tars: a path, a glob, a brace pattern, a folder of them, or a list of paths and patterns.
         table: CSV, TSV or parquet file with a header.
         dataset: folder that `datasets` wrote with `save_to_disk`.
         dataset_split: which of its splits, where it has some.
@@ -33,7 +33,7 @@ class SourceSettings:
 
     images: str | None = None
     captions: str | None = None
-    shards: str | None = None
+    shards: str | list[str] | None = None
     table: str | None = None
     dataset: str | None = None
     dataset_split: str | None = None

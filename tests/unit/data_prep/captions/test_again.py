@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 import data_prep.captions.program as program
+from data_prep.captions.output import OutputFolder
+from simzss.data.shards import read_shards
 from tests.support.files import contents, image_bytes, make_image_folder, picture, write_coco_json, write_tar
+from tests.support.official_layouts import voc2012
 from tests.support.program import exit_code
 
 CAPTIONS = {f"{number}.png": [f"a dog and {number} cats", "a tree"] for number in range(6)}
@@ -77,7 +81,7 @@ def test_index_is_gone_while_shards_are_made(run):
     assert not (run.output / "index.json").exists()
 
 
-def interrupted(argument):
+def interrupted(*arguments):
     raise KeyboardInterrupt
 
 
@@ -153,7 +157,7 @@ def test_tar_that_was_broken_is_done_once_it_is_whole(run, tmp_path):
     (folder / "1.tar").write_bytes(good[:1500])
     printed = run(code=2, source=source)
     last = printed.splitlines()[-1]
-    assert last.startswith(f"error: {folder}/1.tar: ") and "breaks off" in last
+    assert last.startswith(f"error: {folder}/1.tar breaks off ")
     index = json.loads((run.output / "index.json").read_text())
     assert not index["complete"] and list(index["failed"]) == [f"{folder}/1.tar"] and index["samples"] == 6
     (folder / "1.tar").write_bytes(good)
@@ -187,6 +191,9 @@ def test_another_number_of_processes_does_not(run):
         (["filters.min_words=many"], "filters.min_words=many: expected an integer"),
         (["filters.max_aspect=0.5"], "filters.max_aspect=0.5"),
         (["executor.processes=0", "executor=local"], "executor.processes=0"),
+        (["shard_megabytes=nan"], "shard_megabytes=nan"),
+        (["executor.kind=serail"], "executor.kind=serail"),
+        (["filters.evaluation_root=/nowhere"], "filters.evaluation_root=/nowhere is no folder"),
         (["executor=slurm"], "executor=slurm is unknown"),
         (["filters=none", "filters.minwords=3"], "did you mean filters.min_words"),
     ],
@@ -195,3 +202,116 @@ def test_bad_settings_are_one_line(run, arguments, says):
     printed = run(*arguments, code=2)
     assert says in printed and printed.count("\n") == 1
     assert not run.output.exists()
+
+
+def tar_of(path, colour_of, text=b"a dog"):
+    """A tar of one image a key; equal colours are equal files."""
+    members = [(f"{key}.{s}", d) for key, c in colour_of.items() for s, d in (("png", image_bytes(c)), ("txt", text))]
+    return write_tar(path, members)
+
+
+def names(run):
+    return [sample.file_name for sample in read_shards(sorted(map(str, run.output.glob("*.tar"))))]
+
+
+def test_another_tar_of_the_same_size_and_time_is_other_input(run, tmp_path):
+    for name in ("a", "b"):
+        tar_of(tmp_path / f"{name}.tar", {"0": 0}, f"a {name}".encode())
+        os.utime(tmp_path / f"{name}.tar", ns=(0, 0))
+    run(source=[f"shards={tmp_path}/a.tar"])
+    assert "input changed" in run(source=[f"shards={tmp_path}/b.tar"], code=2)
+
+
+def test_several_patterns_of_tars(run, tmp_path):
+    for name in ("a", "b", "c"):
+        tar_of(tmp_path / f"{name}.tar", {name: 0})
+    run(source=[f"shards=[{tmp_path}/c.tar,{tmp_path}/a.tar]"])
+    assert names(run) == ["c.png", "a.png"]
+
+
+def test_repeated_images_of_a_tar_that_failed_come_back_or_go(run, tmp_path):
+    """Whatever order the tars become readable in, the output is that of all at once."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    tar_of(folder / "0.tar", {"a": 1, "b": 2})
+    tar_of(folder / "1.tar", {"c": 1, "d": 3})
+    tar_of(folder / "2.tar", {"e": 3, "f": 2, "g": 4})
+    source, drop = [f"shards={folder}/*.tar"], "filters.exact_duplicates=drop"
+    run(drop, source=source)
+    assert names(run) == ["a.png", "b.png", "d.png", "g.png"]
+    whole, run.output = contents(run.output), run.output.with_name("disturbed")
+    good, state = (folder / "0.tar").read_bytes(), (folder / "0.tar").stat()
+    (folder / "0.tar").write_bytes(good[:1000])
+    run(drop, source=source, code=2)
+    assert names(run) == ["c.png", "d.png", "f.png", "g.png"]
+    (folder / "0.tar").write_bytes(good)
+    os.utime(folder / "0.tar", ns=(state.st_atime_ns, state.st_mtime_ns))
+    run(drop, source=source)
+    assert contents(run.output) == whole
+    # And away again: what was dropped for an image that is gone stays.
+    (folder / "0.tar").write_bytes(good[:1000])
+    run(drop, "changed=redo", source=source, code=2)
+    assert names(run) == ["c.png", "d.png", "f.png", "g.png"]
+
+
+def test_an_image_without_a_concept_is_nobodys_first_copy(run, tmp_path):
+    tar_of(tmp_path / "0.tar", {"a": 1}, b"running fast")
+    tar_of(tmp_path / "1.tar", {"b": 1}, b"a dog")
+    run("filters.exact_duplicates=drop", "filters.without_concepts=false", source=[f"shards={tmp_path}/?.tar"])
+    assert names(run) == ["b.png"]
+
+
+def test_input_that_changes_while_it_is_read_fails(run, monkeypatch):
+    real = program._compare
+
+    def compare(*arguments):
+        stamps = real(*arguments)
+        run.touch(run.images / "2.png", image_bytes(99))
+        return stamps
+
+    monkeypatch.setattr(program, "_compare", compare)
+    assert "images 3 to 4: its input changed while it was read" in run(code=2)
+    monkeypatch.setattr(program, "_compare", real)
+    run()
+    assert json.loads((run.output / "index.json").read_text())["samples"] == 6
+
+
+def test_index_is_gone_before_a_shard_is(run, monkeypatch):
+    run()
+    change_image(run)
+    monkeypatch.setattr(OutputFolder, "forget", interrupted)
+    run("changed=redo", code=130)
+    assert not (run.output / "index.json").exists()
+
+
+def test_stray_shard_of_a_task_that_is_gone(run):
+    run()
+    (run.output / ".tasks" / "000002.json").unlink()
+    write_coco_json(run.captions, dict(list(CAPTIONS.items())[:4]))
+    run()
+    assert len(run.times()) == 2
+
+
+def test_evaluation_photos_are_the_same_in_another_place(run, tmp_path):
+    masks = voc2012(tmp_path / "sets")
+    run(f"filters.evaluation_root={tmp_path}/sets")
+    index = json.loads((run.output / "index.json").read_text())["evaluation"]
+    assert index["sets"] == ["voc20", "voc21"] and index["photos"] == len(masks) and "ade20k" in index["missing"]
+    shutil.copytree(tmp_path / "sets", tmp_path / "copy")
+    assert "3 of 3 tasks" in run(f"filters.evaluation_root={tmp_path}/copy")
+    next((tmp_path / "copy").rglob(f"{min(masks)}.jpg")).unlink()
+    run.output = run.output.with_name("other")
+    assert min(masks) in run(f"filters.evaluation_root={tmp_path}/copy", code=2)
+
+
+def test_every_filter_of_web_can_be_switched_off(run):
+    keys = ("min_words", "max_words", "languages", "min_side", "max_aspect", "near_duplicates")
+    run("filters=web", *(f"filters.{key}=null" for key in keys))
+    settings = json.loads((run.output / ".tasks" / "settings.json").read_text())["filters"]
+    assert {settings[key] for key in keys} == {None}
+
+
+def test_help_names_every_key(run, monkeypatch, capsys):
+    assert exit_code(program.main, ["--help"], monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert all(key in printed for key in ("filters.min_words: null", "executor.processes: null", "changed: refuse"))

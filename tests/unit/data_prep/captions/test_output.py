@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,8 @@ def test_finished_needs_the_record_and_every_shard_whole(tmp_path):
     output = OutputFolder(tmp_path)
     output.tasks.mkdir()
     assert output.finished(3) is None
-    record = {"shards": [{"name": output.shard(3, part).name, "bytes": 5} for part in range(2)]}
+    record = {"task": "x", "stamp": "y", "repeats": ""}
+    record["shards"] = [{"name": output.shard(3, part).name, "bytes": 5} for part in range(2)]
     write_json(output.record(3), record)
     assert output.finished(3) is None
     for part in range(2):
@@ -49,19 +51,25 @@ def test_finished_needs_the_record_and_every_shard_whole(tmp_path):
     assert output.finished(3) == record
     output.shard(3, 1).write_bytes(b"1234")
     assert output.finished(3) is None
+    output.record(3).write_text("{}")
+    assert output.finished(3) is None
 
 
 def test_forget(tmp_path):
     output = OutputFolder(tmp_path)
     output.tasks.mkdir()
     for number in (3, 30):
-        for path in (output.record(number), output.shard(number, 0), output.shard(number, 1)):
+        parts = (output.shard(number, 0), output.shard(number, 1))
+        for path in (output.record(number), output.fingerprints(number), output.dropped(number), *parts):
             path.write_bytes(b"")
-    assert sorted(output.numbers()) == [3, 30]
+    assert output.numbers() == {3, 30}
     output.forget(3)
-    assert sorted(output.numbers()) == [30]
-    assert len(contents(tmp_path)) == 3
+    assert output.numbers() == {30}
+    assert len(contents(tmp_path)) == 5
     assert output.shards(3) == [] and output.shards(30) == [output.shard(30, 0), output.shard(30, 1)]
+    output.record(30).unlink()
+    output.shard(7, 0).write_bytes(b"")
+    assert output.numbers() == {7, 30}
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
@@ -107,8 +115,11 @@ def test_one_run_at_a_time(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
+        (tmp_path / "out" / ".tasks" / "scratch" / "coco.sqlite").write_bytes(b"its own")
+        before = contents(tmp_path / "out")
         with pytest.raises(InputError, match="being written by another run"):
             opened(tmp_path / "out", RECIPE).__enter__()
+        assert contents(tmp_path / "out") == before
     finally:
         other.kill()
         other.wait()
@@ -125,14 +136,45 @@ def test_lock_is_free_again_after_an_error(tmp_path):
     os.close(descriptor)
 
 
-def test_error_before_anything_was_written_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), opened(tmp_path / "out", RECIPE):
-        raise RuntimeError
+def test_bad_input_before_anything_was_made_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="bad"), opened(tmp_path / "out", RECIPE) as output:
+        partial_path(output.shard(0, 0)).write_bytes(b"half")
+        raise InputError("bad")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="out cannot be written: broken"), opened(tmp_path / "out", RECIPE):
         raise OSError("broken")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError(), InputError("full")])
+@pytest.mark.parametrize("made", ["000000.fingerprints.npz", "evaluation.npz"])
+def test_what_took_long_stays(tmp_path, error, made):
+    with pytest.raises(type(error)), opened(tmp_path / "out", RECIPE) as output:
+        (output.tasks / made).write_bytes(b"hours")
+        raise error
+    assert (tmp_path / "out" / ".tasks" / made).exists()
+
+
+def test_half_a_shard_alone_is_no_other_content(tmp_path):
+    (tmp_path / "out").mkdir()
+    partial_path(OutputFolder(tmp_path / "out").shard(0, 0)).write_bytes(b"half")
+    with opened(tmp_path / "out", RECIPE) as output:
+        output.shard(0, 0).write_bytes(b"whole")
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_file()] == ["shard-000000-000.tar"]
+
+
+def test_path_is_absolute_within(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with opened(Path("out"), RECIPE) as output:
+        assert output.path == tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/below"])
+def test_output_that_cannot_be_made_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"output=.* (cannot be made|is no folder)"):
+        opened(tmp_path / name, RECIPE).__enter__()
 
 
 def test_settings_are_plain_json(tmp_path):

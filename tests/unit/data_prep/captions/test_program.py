@@ -93,6 +93,7 @@ def test_index_totals(tmp_path, images, output, monkeypatch, capsys):
         "format_version": 2,
         "complete": True,
         "pipeline": pipeline().info,
+        "evaluation": None,
         "samples": 3,
         "captions": 6,
         "concepts": 7,
@@ -159,7 +160,7 @@ def test_same_input_gives_the_same_bytes(tmp_path, images, output, monkeypatch):
     for name in ("one", "two"):
         run(monkeypatch, images=images, captions=captions, output=output / name, samples_per_shard=2)
     assert contents(output / "one") == contents(output / "two")
-    assert len(contents(output / "one")) == 2 + 2 + 2 + 2  # shards, lists, records, settings and lock
+    assert len(contents(output / "one")) == 2 + 2 + 3 + 2  # shards, lists, records, settings and lock
 
 
 def test_reasons_are_the_same_in_every_run(tmp_path, images, output, monkeypatch):
