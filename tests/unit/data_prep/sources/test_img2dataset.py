@@ -124,7 +124,7 @@ def test_members_of_every_kind(tmp_path):
         ("image", "part/10", "no caption"),
         ("image", "part/11", bad),
         ("image", "part/12", bad),
-        ("image", "x.tar", "file that is twice in a sample"),
+        ("image", "part/13.jpg", "file that is twice in a sample"),
         ("image", "part/14", bad),
         ("image", "part/15", bad),
     }
