@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.captions.duplicates import EvaluationImages, Fingerprints, fingerprint
+from data_prep.captions.duplicates import Fingerprints, fingerprint
+from data_prep.captions.evaluation_photos import EvaluationImages
 from data_prep.captions.filters import EVALUATION_COPY, NO_CONCEPT, Filters, caption_reason, image_reason, pixels_reason
 from data_prep.captions.index import read_dropped, write_dropped
 from data_prep.captions.output import OutputFolder, partial_path, sync, sync_folder, write_json, write_whole

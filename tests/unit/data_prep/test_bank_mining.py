@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import nltk
 import pytest
@@ -193,6 +194,19 @@ def test_forgotten_nouns_are_reported(shards, wordnet, tmp_path, monkeypatch, ca
     assert "max_words=4: " in printed and "mentions of rare nouns were forgotten" in printed
     page = (tmp_path / "bank.html").read_text(encoding="utf-8")
     assert "<dt>mentions of forgotten nouns</dt><dd>0</dd>" not in page
+
+
+def test_shards_of_failed_tasks_are_named(shards, wordnet, tmp_path, monkeypatch, capsys):
+    """Whether a bank is proposed from them or its coverage measured."""
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    for failed in ({"in.tar": "No space left on device"}, {}):
+        record = {"complete": not failed, "failed": failed, "shards": []}
+        (folder / "index.json").write_text(json.dumps(record), encoding="utf-8")
+        assert run(monkeypatch, folder, wordnet, tmp_path / "bank.txt") == 0
+        assert exit_code(program.main, [f"captions={folder}", f"bank={tmp_path}/bank.txt"], monkeypatch) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("incomplete shards: ")]
+        assert len(said) == 2 * len(failed) and all(f"{folder} (failed tasks: 1)" in line for line in said)
 
 
 def test_captions_can_be_read_again_and_leave_no_file(shards, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+import data_prep.captions.prepare as phases
 import data_prep.captions.program as program
 from data_prep.captions.output import OutputFolder
 from simzss.data.shards import read_shards
@@ -76,7 +77,7 @@ def test_missing_work_is_made_again_and_nothing_else(run, how):
 def test_index_is_gone_while_shards_are_made(run):
     run()
     (run.output / "shard-000001-000.tar").unlink()
-    run.monkeypatch.setattr(program, "annotate_task", interrupted)
+    run.monkeypatch.setattr(phases, "annotate_task", interrupted)
     assert run(code=130).splitlines()[-1] == "interrupted"
     assert not (run.output / "index.json").exists()
 
@@ -262,16 +263,16 @@ def test_an_image_without_a_concept_is_nobodys_first_copy(run, tmp_path):
 
 
 def test_input_that_changes_while_it_is_read_fails(run, monkeypatch):
-    real = program._compare
+    real = phases._compare
 
     def compare(*arguments):
         stamps = real(*arguments)
         run.touch(run.images / "2.png", image_bytes(99))
         return stamps
 
-    monkeypatch.setattr(program, "_compare", compare)
+    monkeypatch.setattr(phases, "_compare", compare)
     assert "images 3 to 4: its input changed while it was read" in run(code=2)
-    monkeypatch.setattr(program, "_compare", real)
+    monkeypatch.setattr(phases, "_compare", real)
     run()
     assert json.loads((run.output / "index.json").read_text())["samples"] == 6
 

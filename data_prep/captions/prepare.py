@@ -1,0 +1,238 @@
+"""From settings to index: which tasks there are, which of them are to be done, and what became of them."""
+
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from data_prep.captions.evaluation_photos import EvaluationImages, EvaluationPhotos
+from data_prep.captions.executors import Executor, Job, make_executor
+from data_prep.captions.filters import Filters
+from data_prep.captions.index import Summary, write_index
+from data_prep.captions.output import OutputFolder, opened
+from data_prep.captions.progress import Progress
+from data_prep.captions.records import Source
+from data_prep.captions.repeats import find_repeats
+from data_prep.captions.settings import CaptionsSettings, ExecutorSettings
+from data_prep.captions.sources import SourceSettings, open_source
+from data_prep.captions.task import PipelineSettings, Work, annotate_task, drop_repeats_task, load_pipeline
+from simzss.errors import InputError
+
+FORMAT = 3  # raise when the same input and settings would give other bytes
+
+
+class IncompleteError(InputError):
+    """Some tasks could not be done; the others are finished."""
+
+
+def prepare(
+    settings: CaptionsSettings, source_settings: SourceSettings, filters: Filters, executor_settings: ExecutorSettings
+) -> Summary:
+    """Write all shards that are still to be written, and the index.
+
+    Raises:
+        InputError: bad settings or input; nothing was written then that a later run could not use.
+        IncompleteError: some tasks failed; the folder holds the others and an index that says so.
+    """
+    accelerator = settings.parse_on_accelerator or executor_settings.gpus > 0
+    if accelerator and executor_settings.processes is None and executor_settings.kind == "local":
+        executor_settings = replace(executor_settings, processes=1)  # they would share one accelerator's memory
+    # A folder by its absolute path: a worker may have another working directory.
+    name = str(Path(settings.spacy).absolute()) if _is_folder(settings.spacy) else settings.spacy
+    info = load_pipeline(PipelineSettings(name, settings.parse_batch)).info  # a wrong name, before anything is made
+    with _naming_file():
+        photos = EvaluationPhotos.find(filters.evaluation_roots) if filters.evaluation_roots else None
+    recipe = {
+        "format": FORMAT,
+        "pipeline": info | {"parse_batch": settings.parse_batch, "accelerator": accelerator},
+        "layout": source_settings.layout,
+        "columns": [source_settings.path_column, source_settings.caption_column, source_settings.image_column],
+        "broken_tars": source_settings.broken_tars,
+        "samples_per_shard": settings.samples_per_shard,
+        "shard_megabytes": settings.shard_megabytes,
+        "filters": asdict(replace(filters, evaluation_root=None)),
+        "photos below filters.evaluation_root": photos and photos.identity,
+    }
+    with opened(Path(settings.output), recipe) as output:
+        with _naming_file():
+            source = open_source(source_settings, output.scratch)
+            stamps = _compare(output, source, settings.changed)
+        executor = make_executor(**asdict(executor_settings))
+        work = Work(
+            output=output,
+            source=source_settings,
+            pipeline=PipelineSettings(name, settings.parse_batch, accelerator),
+            pipeline_info=info,
+            filters=filters,
+            evaluation=None if photos is None else _hash_evaluation(output, photos, filters),
+            samples_per_shard=settings.samples_per_shard,
+            shard_bytes=round(settings.shard_megabytes * 1e6),
+        )
+        failed = _annotate(source, stamps, work, executor)
+        if filters.looks_for_duplicates:
+            failed |= _drop_repeats(source, stamps, work, executor)
+        sets = photos and {"sets": photos.found, "missing": sorted(photos.missing), "photos": len(photos.names)}
+        summary = write_index(output, source, failed, {"pipeline": info, "evaluation": sets})
+        if not summary.shards and not summary.failed:
+            first = summary.first
+            reason = f"{first.name}: {first.reason} {first.detail}".strip() if first else "no input"
+            raise InputError(f"no readable image with a caption; first reason: {reason}")
+    if summary.failed:
+        (name, reason), others = next(iter(summary.failed.items())), len(summary.failed) - 1
+        what = reason if Path(name).name in reason else f"{name}: {reason}"
+        more = f", and {others} more, listed in {output.index}" if others else ""
+        raise IncompleteError(f"{what}{more}; the other tasks are finished, run again to complete them")
+    return summary
+
+
+def _compare(output: OutputFolder, source: Source, changed: str) -> list[str]:
+    """The stamps of all tasks, of which those that are finished have had the same when they were done.
+
+    Tasks whose input is another one now are refused, or forgotten with `changed=redo`, and so are those that the input
+    no longer has. What a killed run left of them without a record is forgotten anyway.
+    """
+    stamps = []
+    named: dict[int, str] = {}
+    for task in source.tasks():
+        stamps.append(task.stamp)
+        record = output.finished(task.number)
+        if record is not None and record["stamp"] != task.stamp:
+            named[task.number] = task.name
+    gone = sorted(number for number in output.numbers() if number >= len(stamps))
+    named |= {n: f"task {n}, which the input no longer has" for n in gone if output.finished(n) is not None}
+    if named and changed == "refuse":
+        raise InputError(f"input changed since output={output.path} was written: {_shown(list(named.values()))}; "
+                         "give another output=, or changed=redo to write these shards again")  # fmt: skip
+    if named:
+        print(f"input changed, to be written again: {_shown(list(named.values()))}", file=sys.stderr)
+    _forget(output, {*named, *gone})
+    return stamps
+
+
+def _shown(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _forget(output: OutputFolder, numbers: Iterable[int]) -> None:
+    """Forget tasks, and before them the index, which vouches for them.
+
+    Here and not in a worker: one that a killed run left on another machine could take away what this run makes.
+    """
+    for number in sorted(numbers):
+        output.forget_index()
+        output.forget(number)
+
+
+def _hash_evaluation(output: OutputFolder, photos: EvaluationPhotos, filters: Filters) -> Path:
+    """Fingerprints of the evaluation photos, in a file that every worker reads."""
+    for name, reason in photos.missing.items():
+        print(f"filters.evaluation_root: without {name}: {reason}", file=sys.stderr)
+    path = output.tasks / "evaluation.npz"
+    progress = Progress("hashes of evaluation photos", len(photos.names), "photos")
+    EvaluationImages.kept(path, photos, filters.evaluation_distance, lambda done, total: progress.add())
+    return path
+
+
+_Failed = dict[int, tuple[str, str]]
+"""Name of tasks that have failed, and why, by number."""
+
+
+def _annotate(source: Source, stamps: list[str], work: Work, executor: Executor) -> _Failed:
+    """Write the shards of all tasks that have none."""
+    output = work.output
+    pending = {
+        number
+        for number in range(len(stamps))
+        if output.finished(number) is None
+        or (work.filters.looks_for_duplicates and not output.fingerprints(number).exists())
+    }
+    if finished := len(stamps) - len(pending):
+        print(f"{finished} of {len(stamps)} tasks are finished already", file=sys.stderr)
+    return _annotate_anew(source, stamps, work, executor, pending)
+
+
+def _annotate_anew(
+    source: Source, stamps: list[str], work: Work, executor: Executor, numbers: Collection[int]
+) -> _Failed:
+    _forget(work.output, numbers)
+    changed: _Failed = {}
+
+    def jobs() -> Iterator[Job]:
+        for task in source.tasks() if numbers else ():
+            if task.number in numbers:
+                if task.stamp == stamps[task.number]:
+                    yield Job(task.number, task.name, (task, work))
+                else:
+                    changed[task.number] = (task.name, "its input changed while it was read; run again")
+
+    return _run(executor, annotate_task, jobs(), Progress("annotation", len(numbers))) | changed
+
+
+def _drop_repeats(source: Source, stamps: list[str], work: Work, executor: Executor) -> _Failed:
+    """Write the shards of all tasks again that hold images which repeat others."""
+    output = work.output
+    repeats = find_repeats(output, stamps, work.filters)
+    outdated = set()
+    for number in range(len(stamps)):
+        record = output.finished(number)
+        if record is not None and record["repeats"] not in ("", repeats(number).digest()):
+            # Decided before other tasks were there or had changed: what was dropped then may stay now.
+            outdated.add(number)
+    failed = _annotate_anew(source, stamps, work, executor, outdated)
+    pending = []
+    for number in range(len(stamps)):
+        record = output.finished(number)
+        if record is not None and record["repeats"] != repeats(number).digest():
+            pending.append(number)
+
+    def jobs() -> Iterator[Job]:
+        for number in pending:
+            record = output.finished(number)
+            assert record is not None
+            # Until the new one is there the shards may be neither these nor those.
+            output.forget_index()
+            output.record(number).unlink()
+            yield Job(number, record["task"], (number, record, work, repeats(number)))
+
+    return failed | _run(executor, drop_repeats_task, jobs(), Progress("dropping repeated images", len(pending)))
+
+
+def _run(executor: Executor, function: Callable, jobs: Iterator[Job], progress: Progress) -> _Failed:
+    """Run jobs; those that fail. On a full disk the rest is not tried for long."""
+    failed: _Failed = {}
+    full = 0
+
+    def until_full() -> Iterator[Job]:
+        for job in jobs:
+            if full > 2 * executor.processes:
+                failed[job.number] = (job.name, "not tried: the disk is full")
+                progress.add()
+            else:
+                yield job
+
+    for outcome in executor.run(function, until_full()):
+        if outcome.error is not None:
+            failed[outcome.number] = (outcome.name, outcome.error)
+            full = full + 1 if outcome.no_space else 0
+            progress.add()
+        else:
+            full = 0
+            progress.add(sum(shard["captions"] for shard in outcome.result["shards"]))
+    return failed
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name too long for a file, or below a folder that cannot be entered
+        return False
+
+
+@contextmanager
+def _naming_file() -> Iterator[None]:
+    """What the system refuses of the input, in one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or 'input'} cannot be read: {error.strerror or error}") from error
