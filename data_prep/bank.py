@@ -23,7 +23,7 @@ from simzss.concepts.concept import Caption
 from simzss.concepts.leakage import excluded_words
 from simzss.concepts.mining import Mention, Mined, Rules, mentions_of, mine
 from simzss.config import CONF_DIR, find_file, parse_program
-from simzss.data.shards import Sample, expand_shards, read_shards
+from simzss.data.shards import Sample, expand_shards, read_indexes, read_shards, unfinished
 from simzss.errors import InputError, run_program
 
 _EXAMPLES = 3  # captions shown of each concept
@@ -111,7 +111,7 @@ def main() -> None:
     if config.report is not None:
         raise InputError("report=FILE is a page about a proposed bank: give propose=FILE, too")
     bank = ConceptBank.from_file(find_file(config.bank), excluded_words(config.exclude), config.surface_forms)
-    coverage, skipped = measure(find_shards(config.captions), bank)
+    coverage, skipped = measure(_shards(config), bank)
     if coverage.captions == 0:
         raise InputError(f"captions={config.captions} holds no annotated caption")
     print_report(coverage, config.top)
@@ -134,6 +134,14 @@ def find_shards(captions: str) -> list[str]:
     if not found:
         raise InputError(f"captions={captions} holds no .tar")
     return [str(folder / name) for name in found]
+
+
+def _shards(config: BankConfig) -> list[str]:
+    """The shards of the settings, after a line about those that are not all there."""
+    urls = find_shards(config.captions)
+    if (line := unfinished(read_indexes(urls))) is not None:
+        print(line)
+    return urls
 
 
 def measure(urls: list[str], bank: ConceptBank) -> tuple[Coverage, int]:
@@ -186,7 +194,7 @@ def propose(config: BankConfig) -> None:
     excluded = frozenset(" ".join(word.lower().split()) for word in excluded_words(config.exclude))
     lexicon = _lexicon(config, rules)
     banks = _shipped(config) if config.report is not None else []
-    with Captions(find_shards(config.captions)) as corpus:
+    with Captions(_shards(config)) as corpus:
         if not corpus.count:
             raise InputError(f"captions={config.captions} holds no annotated caption")
         mined = mine(Mentions(corpus, config.surface_forms), stop, excluded, lexicon, rules, config.max_words)

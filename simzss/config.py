@@ -45,7 +45,8 @@ def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> 
         InputError: an override without `=`, an unknown key or group choice (nearest names given), a bad value.
     """
     pairs = [_split(override) for override in overrides]
-    selected = {key: value for key, value in pairs if key in groups_of(root)}
+    known = groups_of(root)
+    selected = {key: value for key, value in pairs if key in known}
     for group, name in selected.items():
         if name not in choices(group) and not (group == "experiment" and name == "null"):
             raise InputError(f"{group}={name} is unknown; {nearest(name, choices(group))}")
@@ -78,7 +79,8 @@ def groups() -> list[str]:
 
 def groups_of(root: str) -> list[str]:
     """Groups that a root composes or accepts, by its defaults list."""
-    return [name for name in groups() if name in _defaults(root)]
+    defaults = _defaults(root)
+    return [name for name in groups() if name in defaults]
 
 
 def load_choice(group: str, name: str) -> DictConfig:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from simzss.concepts.bank import ConceptBank
 from simzss.data.batch import Batch, CaptionEncoder, EncodedCaption, collate, summarise_skipped
 from simzss.data.features import CACHE_VERSION, FeatureSet, FeatureSetBuilder
-from simzss.data.shards import Skipped, count_samples, expand_shards, shard_order
+from simzss.data.shards import Skipped, count_samples, expand_shards, read_indexes, shard_order, unfinished
 from simzss.data.stream import OrderedBlocks, TrainingStream
 from simzss.data.transforms import train_transform, whole_transform
 from simzss.distributed import failing_together, gather_values, minimum, rank, world_size
@@ -84,7 +84,9 @@ class CaptionDataModule(pl.LightningDataModule):
         self.norm_images = norm_images
         self.seed = seed
         self.precision = precision
-        self.samples = count_samples(self.urls)
+        indexes = read_indexes(self.urls)
+        self.unfinished = unfinished(indexes)
+        self.samples = count_samples(self.urls, indexes)
         if self.samples == 0:
             raise InputError(f"data.shards={shards} holds no sample")
         self.skipped: dict[Skipped, None] = {}  # an ordered set: a stream meets the same ones in every epoch
@@ -115,6 +117,8 @@ class CaptionDataModule(pl.LightningDataModule):
         """
         self.local_batch_size()
         self._require_same_shards()
+        if self.unfinished and rank() == 0:  # said here, since processes know their rank by now: not once by each
+            log.warning("%s", self.unfinished)
         if self.cache == "memory" and self.features is None:
             assert self.trainer is not None
             with failing_together():

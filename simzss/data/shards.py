@@ -227,14 +227,50 @@ def decode_image(data: bytes) -> Image.Image:
         raise ValueError(f"unreadable image: {error}") from error
 
 
-def count_samples(urls: Sequence[str]) -> int:
-    """Number of samples: from the `index.json` beside the shards where it lists them, else from the tar headers.
+@dataclass(frozen=True)
+class ShardIndex:
+    """What the `index.json` of one folder says.
+
+    Attributes:
+        folder: as the paths of its shards name it.
+        samples: number of samples by shard path.
+        failed: number of tasks that `data_prep.captions` could not do, whose samples are missing; None when complete.
+    """
+
+    folder: Path
+    samples: dict[str, int]
+    failed: int | None
+
+
+def read_indexes(urls: Iterable[str]) -> list[ShardIndex]:
+    """The indexes beside the shards, by folder; none for a folder without one, or with one not of ours."""
+    found = (_read_index(folder) for folder in sorted({Path(url).parent for url in urls}))
+    return [index for index in found if index is not None]
+
+
+def unfinished(indexes: Iterable[ShardIndex]) -> str | None:
+    """One line that names the folders in which samples are missing, for tasks that failed; None when there are none."""
+    folders = [f"{index.folder} (failed tasks: {index.failed})" for index in indexes if index.failed is not None]
+    if not folders:
+        return None
+    return (
+        f"incomplete shards: {', '.join(folders)}; their index.json says what failed and why, "
+        "data_prep.captions run again completes them"
+    )
+
+
+def count_samples(urls: Sequence[str], indexes: Iterable[ShardIndex] | None = None) -> int:
+    """Number of samples: as the indexes list them, else from the tar headers.
 
     An estimate: an index may be stale, and a sample or the rest of a tar may turn out unreadable.
+
+    Args:
+        urls: shards.
+        indexes: what `read_indexes` found beside them; read here when None.
     """
     counts: dict[str, int] = {}
-    for folder in {Path(url).parent for url in urls}:
-        counts |= _indexed_counts(folder)
+    for index in read_indexes(urls) if indexes is None else indexes:
+        counts |= index.samples
     return sum(counts[url] if url in counts else _count_headers(url) for url in urls)
 
 
@@ -247,10 +283,10 @@ def _count_headers(url: str) -> int:
     return found
 
 
-def _indexed_counts(folder: Path) -> dict[str, int]:
-    """Samples by shard path, as the folder's `index.json` lists them; empty without one, or with one not of ours."""
+def _read_index(folder: Path) -> ShardIndex | None:
     try:
-        listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
-        return {str(folder / shard["name"]): int(shard["samples"]) for shard in listed}
+        record = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        samples = {str(folder / shard["name"]): int(shard["samples"]) for shard in record["shards"]}
+        return ShardIndex(folder, samples, len(record["failed"]) if record.get("complete") is False else None)
     except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        return {}
+        return None

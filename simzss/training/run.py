@@ -3,28 +3,18 @@
 import json
 import logging
 import math
-import os
 import re
-import signal
-import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import (
-    ClusterEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simzss import config as conf
@@ -32,13 +22,14 @@ from simzss.concepts.bank import ConceptBank
 from simzss.concepts.leakage import excluded_words
 from simzss.data.batch import summarise_skipped
 from simzss.data.datamodule import CACHES, CaptionDataModule
-from simzss.distributed import failing_together, first_line, gather_values, naming_lost_processes
+from simzss.distributed import failing_together, gather_values, naming_lost_processes
 from simzss.errors import InputError, nearest
 from simzss.models.backbone import Backbone
 from simzss.models.folder import save_model
 from simzss.models.simzss import SimZSS
 from simzss.models.text import KINDS, build_text_encoder
 from simzss.precision import best_device, resolve_precision
+from simzss.training.cluster import EndBySigterm, choose_strategy, meet, started_by
 from simzss.training.logger import ProgressBar, ResumableCSVLogger
 from simzss.training.module import LossConfig, OptimConfig, SimZSSModule
 from simzss.training.validation import ZeroShotValidation
@@ -101,10 +92,14 @@ def train(config: DictConfig) -> Path:
     output = Path(plain["output_dir"])
     _quiet_libraries()
     precision = resolve_precision(plain["trainer"]["precision"], _target_device(plain["trainer"]["accelerator"]))
-    trainer = build_trainer(plain["trainer"], output, precision)
-    _meet(trainer)
+    measured = plain["validation"]["benchmark"] is not None
+    validation = [ZeroShotValidation(plain["validation"], plain["protocol"], precision)] if measured else []
+    trainer = build_trainer(plain["trainer"], output, precision, validation)
+    meet(trainer)
     with failing_together():
         resume, module, data = _prepare(plain, output, precision, trainer)
+        for callback in validation:
+            callback.load()
         if trainer.is_global_zero:  # known to the trainer before the processes have found each other
             conf.save(config, output / "config.yaml")
     with naming_lost_processes():
@@ -134,9 +129,6 @@ def _prepare(
         plain["seed"],
         plain["trainer"]["micro_batch"],
     )
-    validation = ZeroShotValidation.from_config(plain["validation"], plain["protocol"], precision)
-    if validation is not None:
-        trainer.callbacks.insert(0, validation)  # type: ignore[attr-defined] # before the checkpoints, which Lightning has put last
     return resume, module, data
 
 
@@ -203,8 +195,16 @@ def _check_devices(accelerator: str, devices: int | str) -> None:
         raise InputError(f"trainer.devices={devices} must be auto, at least 1, -1 for all, or a list such as 0,1")
 
 
-def build_trainer(options: Mapping[str, Any], output: Path, precision: str) -> pl.Trainer:
+def build_trainer(
+    options: Mapping[str, Any], output: Path, precision: str, callbacks: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
     """Lightning's trainer: any device, DDP when there are several, CSV and TensorBoard logs, checkpoints by epoch.
+
+    Args:
+        options: the group `trainer` of the configuration.
+        output: gets the logs and the checkpoints.
+        precision: resolved arithmetic.
+        callbacks: more of them. They come first: the bar and the checkpoints show and hold what they log.
 
     Raises:
         InputError: what Lightning refuses, such as another number of processes than torchrun or Slurm started.
@@ -221,14 +221,12 @@ def build_trainer(options: Mapping[str, Any], output: Path, precision: str) -> p
     )
     bar = [ProgressBar(refresh_rate=10)] if options["progress_bar"] else []
     try:
-        environment = _environment()
-        alone = options["num_nodes"] == 1 and options["devices"] in (1, "auto") and torch.cuda.device_count() < 2
-        alone = alone and (environment is None or environment.world_size() == 1)
+        environment = started_by()
         return pl.Trainer(
             accelerator=options["accelerator"],
             devices=options["devices"],
             num_nodes=options["num_nodes"],
-            strategy="auto" if alone else DDPStrategy(timeout=timedelta(seconds=options["timeout"])),
+            strategy=choose_strategy(options, environment),
             plugins=[] if environment is None else [environment],
             precision=precision,  # type: ignore[arg-type]
             max_epochs=options["epochs"],
@@ -238,7 +236,7 @@ def build_trainer(options: Mapping[str, Any], output: Path, precision: str) -> p
                 ResumableCSVLogger(output),
                 TensorBoardLogger(output, name="", version="tensorboard"),
             ],
-            callbacks=[checkpoints, *bar, EndBySigterm()],
+            callbacks=[*callbacks, *bar, EndBySigterm(), checkpoints],
             log_every_n_steps=options["log_every_n_steps"],
             enable_progress_bar=bool(options["progress_bar"]),
             enable_model_summary=False,
@@ -250,72 +248,6 @@ def build_trainer(options: Mapping[str, Any], output: Path, precision: str) -> p
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         # Such as more devices than there are, or another number of processes than the cluster started.
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def _environment() -> ClusterEnvironment | None:
-    """Lightning's side of what started this process: torchrun (also within Slurm), Slurm, or None for the user alone.
-
-    Slurm comes without Lightning's own way of requeueing. That saves a checkpoint wherever SIGUSR1 meets each process,
-    in the middle of a step and of a collective, and what goes on in the middle of an epoch is not the run that was
-    interrupted. conf/cluster/train.sbatch requeues.
-
-    Raises:
-        InputError: one of the tasks of a Slurm job, not started by srun: it would wait for the others.
-    """
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment()
-    if not SLURMEnvironment.detect():
-        return None
-    tasks = int(os.environ["SLURM_NTASKS"])
-    if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
-        raise InputError(f"trainer: this Slurm job has {tasks} tasks, which srun starts together: srun simzss train …")
-    return SLURMEnvironment(auto_requeue=False)
-
-
-def _meet(trainer: pl.Trainer) -> None:
-    """Let the processes that torchrun or Slurm started find each other now, not after each has loaded everything.
-
-    So that what is wrong on one machine is known to all. Processes that Lightning itself starts on one machine are not
-    there yet; Lightning ends them together.
-
-    Raises:
-        InputError: another number of processes than configured, or they do not find each other in time.
-    """
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if not isinstance(environment, TorchElasticEnvironment | SLURMEnvironment):
-        return
-    try:
-        environment.validate_settings(trainer.num_devices, trainer.num_nodes)
-        trainer.strategy.setup_environment()
-    except ValueError as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    except RuntimeError as error:  # of which the errors of torch.distributed are
-        place = f"{environment.main_address}:{environment.main_port}"
-        raise InputError(
-            f"trainer: {trainer.world_size} processes did not meet at {place}: {first_line(error)}"
-        ) from error
-
-
-class EndBySigterm(pl.Callback):
-    """Ends the process at once when it is asked to, as Slurm does at the time limit; the last checkpoint is whole.
-
-    Lightning would let the processes agree on it from within the handler of the signal, where each may be in another
-    collective: they hang. Alone it ends well, with an exit code that says so of the training too.
-    """
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace the handler that Lightning has just installed, which restores the one before at the end."""
-        started = list(getattr(trainer.strategy.launcher, "procs", []))  # by Lightning on this machine
-
-        def end(signum: int, _: Any) -> None:
-            for process in started:
-                process.kill()
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-
-        if threading.current_thread() is threading.main_thread():
-            # No Python where it is not needed: that waits for the end of a collective.
-            signal.signal(signal.SIGTERM, end if started else signal.SIG_DFL)
 
 
 def _target_device(accelerator: str) -> torch.device:

@@ -18,32 +18,35 @@ from simzss.training.module import SimZSSModule
 
 
 class ZeroShotValidation(pl.Callback):
-    """Segments a benchmark after every so many epochs and logs `val/miou/<name>`."""
+    """Segments a benchmark after every so many epochs and logs `val/miou/<name>`.
 
-    def __init__(self, benchmark: Benchmark, protocol: Protocol, precision: str, every_n_epochs: int) -> None:
-        self.benchmark = benchmark
-        self.protocol = protocol
+    Made with the trainer, before the processes have met; `load` reads the benchmark, which may be wrong for one only.
+
+    Args:
+        options: the group `validation` of the configuration, with a benchmark.
+        protocol: the group `protocol`.
+        precision: resolved arithmetic.
+    """
+
+    def __init__(self, options: Mapping[str, Any], protocol: Mapping[str, Any], precision: str) -> None:
+        self.options = options
+        self.settings = protocol
         self.precision = precision
-        self.every_n_epochs = every_n_epochs
+        self.every_n_epochs = int(options["every_n_epochs"])
 
-    @classmethod
-    def from_config(
-        cls, options: Mapping[str, Any], protocol: Mapping[str, Any], precision: str
-    ) -> "ZeroShotValidation | None":
-        """What `conf/validation` asks for; None without a benchmark.
+    def load(self) -> None:
+        """Read the benchmark; to be called before the fit.
 
         Raises:
             InputError: unknown benchmark, or its root is missing.
         """
-        if options["benchmark"] is None:
-            return None
+        options = self.options
         if options["root"] is None:
             raise InputError(f"value missing: give validation.root=…, the folder of {options['benchmark']}")
         chosen = conf.to_plain(conf.load_choice("benchmark", options["benchmark"]))
         chosen |= {"root": options["root"], "limit": options["limit"]}
-        benchmark = Benchmark(BenchmarkConfig(**chosen))
-        resolved = Protocol(**protocol).resolved(benchmark.config.short_side)
-        return cls(benchmark, resolved, precision, options["every_n_epochs"])
+        self.benchmark = Benchmark(BenchmarkConfig(**chosen))
+        self.protocol = Protocol(**self.settings).resolved(self.benchmark.config.short_side)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Segment one image: what is wrong with the settings must not wait for the end of an epoch."""

@@ -1,7 +1,7 @@
 """Two machines on this one: the processes that torchrun or Slurm would start, each in a folder of its own.
 
 A process is forked from one that has imported what a run needs, which takes seconds, and then is what its machine would
-have started: `simzss` with its arguments, its environment and its working directory.
+have started: `simzss` with its arguments, its environment and its working directory; or torchrun, which starts it.
 """
 
 import multiprocessing
@@ -15,7 +15,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["simzss.training.run", "simzss.evaluation.run"])
+# After the programs what they import late, each of which would take every process a part of a second.
+_FORKED.set_forkserver_preload(
+    ["simzss.cli", "simzss.training.run", "simzss.evaluation.run", "hydra", "open_clip", "torch.utils.tensorboard",
+     "torch.distributed.run"]
+)  # fmt: skip
 NOISE = ("FutureWarning", "  return ", "Initializing distributed")
 
 
@@ -66,15 +70,18 @@ def start(
         launcher: whose environment the processes get.
         world: machines that are meant to be there, if not those.
     """
-    port, nodes = free_port(), []
-    for rank, words in enumerate(arguments):
-        home = folder / f"node{rank}"
-        home.mkdir(parents=True)
-        environment = launcher(rank, world or len(arguments), port)
-        process = _FORKED.Process(target=_run, args=(home, environment, list(words)), daemon=False)
-        process.start()
-        nodes.append(Node(process, home))
-    return nodes
+    port, world = free_port(), world or len(arguments)
+    return [_start(folder, rank, _simzss, launcher(rank, world, port), words) for rank, words in enumerate(arguments)]
+
+
+def start_torchrun(folder: Path, arguments: Sequence[str]) -> list[Node]:
+    """Start torchrun itself on two machines, each with one `simzss` that it starts; folders as in `start`."""
+    options = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    command = [*options, "-m", "simzss", *arguments]
+    return [
+        _start(folder, rank, _torchrun, {"OMP_NUM_THREADS": "1"}, [f"--node-rank={rank}", *command])
+        for rank in range(2)
+    ]
 
 
 def finish(nodes: Sequence[Node], seconds: float = 60) -> list[int | None]:
@@ -105,20 +112,40 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _run(home: Path, environment: dict[str, str], arguments: list[str]) -> None:
+def _start(
+    folder: Path, rank: int, run: Callable[[list[str]], None], environment: dict[str, str], words: Sequence[str]
+) -> Node:
+    home = folder / f"node{rank}"
+    home.mkdir(parents=True)
+    process = _FORKED.Process(target=_settle, args=(home, environment, run, list(words)), daemon=False)
+    process.start()
+    return Node(process, home)
+
+
+def _settle(home: Path, environment: dict[str, str], run: Callable[[list[str]], None], words: list[str]) -> None:
     """A machine's process, from its environment on."""
-    import torch
-    from lightning_utilities.core.rank_zero import rank_zero_only
-
-    from simzss.cli import main
-
     os.chdir(home)
     os.environ.update(environment)
     log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    run(words)
+
+
+def _simzss(arguments: list[str]) -> None:
+    import torch
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    from simzss.cli import main
+
     torch.set_num_threads(1)
     # Read from the environment when Lightning is imported, which has happened already.
-    rank_zero_only.rank = int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
+    rank_zero_only.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     sys.argv = ["simzss", *arguments]
     main()
+
+
+def _torchrun(arguments: list[str]) -> None:
+    from torch.distributed.run import main
+
+    main(arguments)

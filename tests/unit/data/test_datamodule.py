@@ -86,6 +86,17 @@ def test_features_of_shards_with_a_stale_index(tmp_path, samples):
     assert texts(make_data(shards)) == [f"dog number {i}" for i in range(40)]
 
 
+@pytest.mark.parametrize("failed", [{"in.tar": "No space left on device"}, {}])
+def test_shards_of_failed_tasks_are_named_once(tmp_path, caplog, failed):
+    shards = make_shards(tmp_path, [2, 2])
+    listed = [{"name": Path(shard).name, "samples": 2} for shard in shards]
+    record = {"complete": not failed, "failed": failed, "shards": listed}
+    (tmp_path / "index.json").write_text(json.dumps(record), encoding="utf-8")
+    assert len(texts(make_data(shards))) == 4
+    said = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+    assert len(said) == len(failed) and all(f"{tmp_path} (failed tasks: 1)" in line for line in said)
+
+
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_folder_that_cannot_keep_features_is_refused_first(tmp_path, monkeypatch, folder):
     shards = make_shards(tmp_path / "s", [2])

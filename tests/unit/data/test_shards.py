@@ -16,9 +16,11 @@ from simzss.data.shards import (
     decode_image,
     expand_shards,
     parse_sample,
+    read_indexes,
     read_members,
     read_shards,
     shard_order,
+    unfinished,
     write_shard,
 )
 from simzss.errors import InputError
@@ -395,3 +397,25 @@ def test_foreign_index_is_ignored_or_refused_in_one_line(tmp_path, content):
         assert count_samples(shards) == 3
     except InputError as error:
         assert "index.json" in str(error)
+
+
+def test_folders_with_failed_tasks_are_named_in_one_line(tmp_path):
+    contents = {
+        "complete": {"complete": True, "failed": {}, "shards": []},
+        "old": {"shards": [{"name": "shard-000000.tar", "samples": 5}]},
+        "one": {"complete": False, "failed": {"in.tar": "bad"}, "shards": []},
+        "two": {"complete": False, "failed": {"a": "bad", "b": "bad"}, "shards": []},
+        "foreign": {"complete": False, "files": []},
+        "none": None,
+    }
+    shards = [shard for name in contents for shard in make_shards(tmp_path / name, [2, 1])]
+    for name, content in contents.items():
+        if content is not None:
+            index(tmp_path / name, content)
+    indexes = read_indexes(shards)
+    assert [found.folder.name for found in indexes] == ["complete", "old", "one", "two"]  # each once
+    line = unfinished(indexes)
+    assert f"{tmp_path}/one (failed tasks: 1), {tmp_path}/two (failed tasks: 2);" in line and "\n" not in line
+    assert not any(f"{tmp_path}/{name}" in line for name in ("complete", "old", "foreign", "none"))
+    assert unfinished(indexes[:2]) is None and unfinished([]) is None
+    assert count_samples(shards, indexes) == count_samples(shards) == 5 + 1 + 5 * 3
