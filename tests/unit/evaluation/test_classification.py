@@ -125,8 +125,8 @@ def test_unreadable_images_do_not_count(tmp_path, caplog):
     (tmp_path / "set" / "sky" / "0.png").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         found = run(config)
-    reason = "unreadable image: no known format"
-    assert found["skipped"] == [{"name": "sky/0.png", "reason": reason}, {"name": BROKEN, "reason": reason}]
+    empty, unknown = (f"unreadable image: {what}" for what in ("the file is empty", "no known format"))
+    assert found["skipped"] == [{"name": "sky/0.png", "reason": empty}, {"name": BROKEN, "reason": unknown}]
     assert "skipped 2 samples" in caplog.text
     leave_out = (BROKEN, "sky/0.png")
     assert_same(found, by_numpy(tmp_path / "set", own_names(), "scene", "sentence", leave_out))
@@ -223,4 +223,4 @@ def test_no_readable_image(tmp_path):
     config = write_set(tmp_path / "set")
     for path in (tmp_path / "set").rglob("*.[pP][nN][gG]"):
         path.write_bytes(b"")
-    refused(lambda: run(config), "none of the 15 images", "boat/0.png", "no known format")
+    refused(lambda: run(config), "none of the 15 images", "boat/0.png", "the file is empty")
