@@ -60,6 +60,9 @@ class Executor(Protocol):
     def run(self, function: Callable[[Any], Any], jobs: Iterator[Job]) -> Iterator[Outcome]:
         """Outcomes in the order in which jobs end. `function` is importable by name where it runs."""
 
+    def close(self) -> None:
+        """End what was started for the jobs."""
+
 
 def make_executor(kind: str, processes: int | None, address: str | None, cpus: float, gpus: float) -> Executor:
     """The executor of `conf/executor`.
@@ -104,16 +107,19 @@ class SerialExecutor:
         """As `Executor.run`."""
         return (attempt(function, job) for job in jobs)
 
+    def close(self) -> None:
+        """Nothing was started."""
+
 
 class LocalExecutor:
-    """Processes on this machine, each with one computing thread."""
+    """Processes on this machine, each with one computing thread; until `close` they keep what they have loaded."""
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[[Any], Any], jobs: Iterator[Job]) -> Iterator[Outcome]:
         """As `Executor.run`; when a process dies, the jobs under way are tried again, one after the other."""
-        pool = self._pool()
         under_way: dict[Future[Outcome], Job] = {}
         suspects: deque[Job] = deque()
         try:
@@ -122,13 +128,7 @@ class LocalExecutor:
                 room = self.processes * _WAITING - len(under_way)
                 starting = [] if alone and under_way else [suspects.popleft()] if alone else list(islice(jobs, room))
                 for job in starting:
-                    try:
-                        future = pool.submit(attempt, function, job)
-                    except BrokenProcessPool:
-                        pool.shutdown(wait=False)
-                        pool = self._pool()
-                        future = pool.submit(attempt, function, job)
-                    under_way[future] = job
+                    under_way[self._submit(function, job)] = job
                 if not under_way:
                     return
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -141,14 +141,28 @@ class LocalExecutor:
                         else:
                             suspects.append(job)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in under_way:
+                future.cancel()
 
-    def _pool(self) -> ProcessPoolExecutor:
+    def close(self) -> None:
+        """End the processes, once they have ended their jobs."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _submit(self, function: Callable[[Any], Any], job: Job) -> Future[Outcome]:
+        """Give a job to the pool, or to a new one where there is none or a process of it has died."""
+        if self._pool is not None:
+            try:
+                return self._pool.submit(attempt, function, job)
+            except BrokenProcessPool:
+                self._pool.shutdown(wait=False)
         # Processes at work side by side: more threads in each would only take turns. Read when the child starts.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         # Fresh processes: a fork of a program that has started threads can hang.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.processes, mp_context=context, initializer=_end_with_parent)
+        self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_end_with_parent)
+        return self._pool.submit(attempt, function, job)
 
 
 def _end_with_parent() -> None:
@@ -221,3 +235,7 @@ class RayExecutor:
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().splitlines()[0]
                 yield Outcome(job.number, job.name, error=f"{type(error).__name__}: {reason}")
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        self._ray.shutdown()

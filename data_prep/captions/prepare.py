@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from data_prep.captions.records import Source
 from data_prep.captions.repeats import find_repeats
 from data_prep.captions.settings import CaptionsSettings, ExecutorSettings
 from data_prep.captions.sources import SourceSettings, open_source
-from data_prep.captions.task import PipelineSettings, Work, annotate_task, drop_repeats_task, load_pipeline
+from data_prep.captions.task import PipelineSettings, Work, annotate_task, describe_pipeline, drop_repeats_task
 from simzss.errors import InputError
 
 FORMAT = 3  # raise when the same input and settings would give other bytes
@@ -40,12 +40,30 @@ def prepare(
         executor_settings = replace(executor_settings, processes=1)  # they would share one accelerator's memory
     # A folder by its absolute path: a worker may have another working directory.
     name = str(Path(settings.spacy).absolute()) if _is_folder(settings.spacy) else settings.spacy
-    info = load_pipeline(PipelineSettings(name, settings.parse_batch)).info  # a wrong name, before anything is made
+    pipeline = PipelineSettings(name, settings.parse_batch, accelerator)
+    with closing(make_executor(**asdict(executor_settings))) as executor:
+        summary = _prepare(settings, source_settings, filters, pipeline, executor)
+    if summary.failed:
+        (name, reason), others = next(iter(summary.failed.items())), len(summary.failed) - 1
+        what = reason if Path(name).name in reason else f"{name}: {reason}"
+        more = f", and {others} more, listed in {settings.output}/index.json" if others else ""
+        raise IncompleteError(f"{what}{more}; the other tasks are finished, run again to complete them")
+    return summary
+
+
+def _prepare(
+    settings: CaptionsSettings,
+    source_settings: SourceSettings,
+    filters: Filters,
+    pipeline: PipelineSettings,
+    executor: Executor,
+) -> Summary:
+    info = _describe(pipeline, executor)  # a wrong name, before anything is made
     with _naming_file():
         photos = EvaluationPhotos.find(filters.evaluation_roots) if filters.evaluation_roots else None
     recipe = {
         "format": FORMAT,
-        "pipeline": info | {"parse_batch": settings.parse_batch, "accelerator": accelerator},
+        "pipeline": info | {"parse_batch": pipeline.batch_size, "accelerator": pipeline.accelerator},
         "layout": source_settings.layout,
         "columns": [source_settings.path_column, source_settings.caption_column, source_settings.image_column],
         "broken_tars": source_settings.broken_tars,
@@ -58,11 +76,10 @@ def prepare(
         with _naming_file():
             source = open_source(source_settings, output.scratch)
             stamps = _compare(output, source, settings.changed)
-        executor = make_executor(**asdict(executor_settings))
         work = Work(
             output=output,
             source=source_settings,
-            pipeline=PipelineSettings(name, settings.parse_batch, accelerator),
+            pipeline=pipeline,
             pipeline_info=info,
             filters=filters,
             evaluation=None if photos is None else _hash_evaluation(output, photos, filters),
@@ -78,12 +95,18 @@ def prepare(
             first = summary.first
             reason = f"{first.name}: {first.reason} {first.detail}".strip() if first else "no input"
             raise InputError(f"no readable image with a caption; first reason: {reason}")
-    if summary.failed:
-        (name, reason), others = next(iter(summary.failed.items())), len(summary.failed) - 1
-        what = reason if Path(name).name in reason else f"{name}: {reason}"
-        more = f", and {others} more, listed in {output.index}" if others else ""
-        raise IncompleteError(f"{what}{more}; the other tasks are finished, run again to complete them")
     return summary
+
+
+def _describe(pipeline: PipelineSettings, executor: Executor) -> dict[str, str]:
+    """Name and versions of the pipeline, loaded in as many processes as will need it."""
+    jobs = (Job(number, pipeline.name, pipeline) for number in range(executor.processes))
+    info = {}
+    for outcome in executor.run(describe_pipeline, jobs):
+        if outcome.error is not None:
+            raise InputError(outcome.error)
+        info = outcome.result
+    return info
 
 
 def _compare(output: OutputFolder, source: Source, changed: str) -> list[str]:

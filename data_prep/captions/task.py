@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -22,9 +22,11 @@ from data_prep.captions.records import Dropped, RawSample, Task, key_of, positio
 from data_prep.captions.repeats import Repeats, TaskFingerprints
 from data_prep.captions.sources import SourceSettings, read_task
 from simzss.concepts.concept import Caption
-from simzss.concepts.pipeline import ConceptPipeline
 from simzss.data.shards import Sample, Skipped, decode_image, read_shards, write_shard
 from simzss.errors import InputError
+
+if TYPE_CHECKING:
+    from simzss.concepts.pipeline import ConceptPipeline
 
 _CHUNK = 256  # images that are held, with their captions, until they are annotated together
 _CHUNK_BYTES = 64 << 20
@@ -128,6 +130,15 @@ def _decoded(sample: RawSample, work: Work) -> Image.Image | Dropped:
         return decode_image(sample.data)
     except ValueError as error:
         return Dropped("image", sample.name, "unreadable image", str(error).removeprefix("unreadable image: "))
+
+
+def describe_pipeline(settings: PipelineSettings) -> dict[str, str]:
+    """Name and versions of the pipeline where tasks are done, which has it ready then.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    return load_pipeline(settings).info
 
 
 def annotate_task(argument: tuple[Task, Work]) -> dict[str, Any]:
@@ -307,8 +318,10 @@ def _sealed(path: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def load_pipeline(settings: PipelineSettings) -> ConceptPipeline:
+def load_pipeline(settings: PipelineSettings) -> "ConceptPipeline":
     """The pipeline of this process: loading it takes as long as a thousand captions."""
+    from simzss.concepts.pipeline import ConceptPipeline  # spaCy, which the driver does without
+
     return ConceptPipeline(settings.name, settings.batch_size, settings.accelerator)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simzss.concepts.bank import read_entries
 from simzss.config import CONF_DIR
-from simzss.data.transforms import to_rgb
+from simzss.data.images import to_rgb
 from simzss.errors import InputError
 
 IGNORE = 255

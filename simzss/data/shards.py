@@ -26,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from simzss.concepts.concept import Caption
-from simzss.data.transforms import to_rgb
+from simzss.data.images import to_rgb
 from simzss.errors import InputError
 
 FORMAT_VERSION = 1

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from simzss import config as conf
-from simzss.data.transforms import to_rgb
+from simzss.data.images import to_rgb
 from simzss.errors import InputError
 from simzss.segmentation.background import Background
 from simzss.segmentation.protocol import Protocol

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from simzss.data.transforms import ShortSide, to_rgb
+from simzss.data.images import to_rgb
+from simzss.data.transforms import ShortSide
 from simzss.errors import InputError, nearest
 from simzss.models.folder import load_model
 from simzss.models.simzss import SimZSS

@@ -327,4 +327,4 @@ def test_no_readable_image(tmp_path):
     config = write_set(tmp_path)
     for path in Path(config.root).iterdir():
         path.write_bytes(b"")
-    refused(lambda: run(config), "none of the 13 images", "00.png", "no known format")
+    refused(lambda: run(config), "none of the 13 images", "00.png", "the file is empty")

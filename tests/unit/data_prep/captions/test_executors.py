@@ -19,7 +19,16 @@ def jobs(arguments):
 
 @pytest.fixture(scope="module", params=["serial", "local"])
 def executor(request):
-    return SerialExecutor() if request.param == "serial" else LocalExecutor(2)
+    executor = SerialExecutor() if request.param == "serial" else LocalExecutor(2)
+    yield executor
+    executor.close()
+
+
+def test_processes_are_kept_from_one_run_to_the_next(monkeypatch):
+    executor = LocalExecutor(2)
+    pids = [{outcome.result[1] for outcome in executor.run(threads, jobs(range(8)))} for _ in range(2)]
+    executor.close()
+    assert pids[0] & pids[1] and len(pids[0] | pids[1]) <= 2
 
 
 def test_every_job_has_one_outcome(executor):
