@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from simzss import config as conf
-from simzss.data.images import to_rgb
+from simzss.data.shards import decode_image
 from simzss.errors import InputError
 from simzss.segmentation.background import Background
 from simzss.segmentation.protocol import Protocol
@@ -72,10 +72,10 @@ def _read(paths: list[Path]) -> tuple[list[Image.Image], InputError | None]:
     photos: list[Image.Image] = []
     for path in paths:
         try:
-            photos.append(to_rgb(Image.open(path)))
-        except Exception as error:
-            # Pillow raises a dozen types on broken files (OSError, SyntaxError, DecompressionBombError …).
-            return photos, InputError(f"{path} is no readable image: {error}")
+            photos.append(decode_image(path.read_bytes()))  # upright, as training saw its photos
+        except (OSError, ValueError) as error:
+            reason = str(error).removeprefix("unreadable image: ")
+            return photos, InputError(f"{path} is no readable image: {reason}")
     return photos, None
 
 

@@ -246,9 +246,10 @@ def test_grey_images_are_the_same_grey_in_colour(kind):
     assert torch.equal(found.logits, expected.logits)
 
 
-def test_transparency_does_not_count():
+def test_transparency_shows_white():
     pixels = np.random.default_rng(0).integers(0, 256, (31, 47, 4), dtype=np.uint8)
-    expected = segmenter().predict(pixels[:, :, :3].copy())
+    pixels[..., 3] = np.where(pixels[..., 3] > 127, 255, 0)
+    expected = segmenter().predict(np.where(pixels[..., 3:] > 0, pixels[..., :3], 255).astype(np.uint8))
     assert torch.equal(segmenter().predict(Image.fromarray(pixels)).logits, expected.logits)
     assert torch.equal(segmenter().predict(pixels).logits, expected.logits)
 
