@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,7 +108,6 @@ def _dropped(
 
 
 def _line(item: Dropped) -> bytes:
-    text = json.dumps({"kind": item.kind, "name": item.name, "reason": item.reason, "detail": item.detail},
-                      ensure_ascii=False)  # fmt: skip
+    text = json.dumps(asdict(item), ensure_ascii=False)
     # Half a surrogate pair, as file names may hold, has no bytes: it stays the JSON escape that it was.
     return f"{text}\n".encode(errors="backslashreplace")

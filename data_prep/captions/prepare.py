@@ -1,7 +1,7 @@
 """From settings to index: which tasks there are, which of them are to be done, and what became of them."""
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -137,13 +137,14 @@ def _shown(names: list[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _forget(output: OutputFolder, numbers: Iterable[int]) -> None:
+def _forget(output: OutputFolder, numbers: Collection[int]) -> None:
     """Forget tasks, and before them the index, which vouches for them.
 
     Here and not in a worker: one that a killed run left on another machine could take away what this run makes.
     """
-    for number in sorted(numbers):
+    if numbers:
         output.forget_index()
+    for number in numbers:
         output.forget(number)
 
 
