@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.captions.output import OutputFolder, write_json, write_whole
+from data_prep.captions.output import OutputFolder
 from data_prep.captions.records import Dropped, Source
+from simzss.whole_files import write_json, write_whole
 
 INDEX_VERSION = 2
 

@@ -10,65 +10,16 @@ import fcntl
 import json
 import os
 import shutil
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from simzss.errors import InputError
+from simzss.whole_files import PARTIAL, read_json, write_json
 
-_PARTIAL = ".partial-"
 _RECORD = {"task", "stamp", "repeats", "shards"}
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file that appears with its full content or not at all, whatever happens to the machine."""
-    partial = partial_path(path)
-    try:
-        with partial.open("wb") as stream:
-            write(stream)
-            sync(stream)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def partial_path(path: Path) -> Path:
-    """The name under which this process writes `path` until it is whole."""
-    return path.with_name(f".{path.name}{_PARTIAL}{socket.gethostname()}-{os.getpid()}")
-
-
-def sync(stream: BinaryIO) -> None:
-    """Put what was written on the disk."""
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; half a surrogate pair, as names may hold, stays the JSON escape that it was."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda stream: _write(stream, text.encode(errors="backslashreplace")))
-
-
-def read_json(path: Path) -> Any:
-    """JSON content, or None where there is no such file or it holds something else."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -192,7 +143,7 @@ def _lock(output: OutputFolder) -> int:
     path = output.path
     if (path.exists() or path.is_symlink()) and not path.is_dir():
         raise InputError(f"output={path} is no folder")
-    if path.exists() and not output.tasks.is_dir() and any(_PARTIAL not in entry.name for entry in path.iterdir()):
+    if path.exists() and not output.tasks.is_dir() and any(PARTIAL not in entry.name for entry in path.iterdir()):
         raise InputError(f"output={path} is not empty, and what it holds is not of this program")
     output.tasks.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output.tasks / "lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -219,7 +170,7 @@ def _remove_unused(output: OutputFolder, makes: bool) -> None:
 def _clean(output: OutputFolder) -> None:
     """Remove what a run that was killed left behind."""
     for folder in (output.path, output.tasks):
-        for leftover in folder.glob(f".*{_PARTIAL}*"):
+        for leftover in folder.glob(f".*{PARTIAL}*"):
             leftover.unlink(missing_ok=True)
     _remove_files(output.scratch)
 
@@ -243,7 +194,3 @@ def _check(output: OutputFolder, recipe: dict[str, Any]) -> None:
     if changed:
         shown = ", ".join(f"{key} was {begun.get(key)} and is {recipe.get(key)}" for key in sorted(changed))
         raise InputError(f"output={output.path} was begun with other settings: {shown}; give another output=")
-
-
-def _write(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)

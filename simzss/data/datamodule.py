@@ -19,7 +19,7 @@ from simzss.data.batch import Batch, CaptionEncoder, EncodedCaption, collate, su
 from simzss.data.features import CACHE_VERSION, FeatureSet, FeatureSetBuilder
 from simzss.data.shards import Skipped, count_samples, expand_shards, read_indexes, shard_order, unfinished
 from simzss.data.stream import OrderedBlocks, TrainingStream
-from simzss.data.transforms import train_transform, whole_transform
+from simzss.data.transforms import RandomCrop, WholeImage
 from simzss.distributed import failing_together, gather_values, minimum, rank, world_size
 from simzss.errors import InputError
 from simzss.models.features import ImageFeatures
@@ -153,7 +153,7 @@ class CaptionDataModule(pl.LightningDataModule):
             return DataLoader(dataset, batch_size=None)
         dataset = TrainingStream(
             self.urls,
-            train_transform(self.backbone.image_size, self.min_crop),
+            RandomCrop(self.backbone.image_size, self.min_crop),
             self.encoder,
             self.local_batch_size(),
             self.shuffle,
@@ -184,7 +184,7 @@ class CaptionDataModule(pl.LightningDataModule):
         return max(1, min(_BLOCK, self.samples // world_size()))
 
     def _blocks(self, urls: Sequence[str]) -> DataLoader:
-        return self._loader(OrderedBlocks(urls, whole_transform(self.backbone.image_size), self._block_size()))
+        return self._loader(OrderedBlocks(urls, WholeImage(self.backbone.image_size), self._block_size()))
 
     def _features_of(self, images: torch.Tensor, device: torch.device) -> ImageFeatures:
         return self.backbone.to(device)(images.to(device, non_blocking=True))

@@ -201,8 +201,13 @@ def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
     return Sample(key, raw[suffix], suffix, captions, str(record.get("file_name", "")), record.get("image_id"), shard)
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, least: int | None = None) -> Image.Image:
     """Image bytes as RGB, turned as its EXIF orientation says: so a camera's owner saw it and wrote about it.
+
+    Args:
+        data: the file.
+        least: pixels that each side needs; a JPEG of at least twice as many is decoded at a half, a quarter or an
+            eighth of its size, in a fraction of the time. None decodes the whole.
 
     Raises:
         ValueError: not an image, a broken one, or one of more pixels than Pillow takes for harmless (89 million).
@@ -212,6 +217,8 @@ def decode_image(data: bytes) -> Image.Image:
         # Pillow only warns up to twice its limit.
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        if least is not None:
+            image.draft(None, (least, least))  # the mode stays; formats but JPEG do nothing
         image.load()
         # In place, so that it is turned before the rest of a broken EXIF block can fail; without it, it stays as it is.
         with suppress(Exception):

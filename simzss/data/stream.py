@@ -1,22 +1,20 @@
 """Datasets over shards: an endless shuffled stream for training, one ordered pass for caching features."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from simzss.concepts.concept import Caption
 from simzss.data.batch import Batch, CaptionEncoder, collate
 from simzss.data.shards import Sample, Skipped, decode_image, read_shards, shard_order
+from simzss.data.transforms import Transform
 from simzss.distributed import rank, world_size
 from simzss.errors import InputError
-
-Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass
@@ -35,7 +33,7 @@ class ImageBlock:
 def load_image(sample: Sample, transform: Transform) -> Tensor | Skipped:
     """Decode and transform; an unreadable image becomes `Skipped`."""
     try:
-        return transform(decode_image(sample.image))
+        return transform(decode_image(sample.image, transform.least))
     except ValueError as error:
         return Skipped(sample.key, str(error), sample.shard)
 

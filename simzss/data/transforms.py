@@ -1,32 +1,69 @@
 """Image transforms: PIL image -> uint8 tensor. Normalisation belongs to the backbone."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-
-def train_transform(size: int, min_scale: float = 0.9) -> Callable[[Image.Image], Tensor]:
-    """Random crop of `min_scale` to all of the image's area, resized to (3, size, size) uint8; no flip: a caption
-    can say left and right (SimZSS, section 4.1)."""  # fmt: skip
-    return v2.Compose(
-        [v2.PILToTensor(), v2.RandomResizedCrop(size, (min_scale, 1.0), interpolation=InterpolationMode.BICUBIC)]
-    )
+_RATIO = (3 / 4, 4 / 3)  # of the sides of a crop, as in the field
 
 
-def whole_transform(size: int) -> Callable[[Image.Image], Tensor]:
+class Transform(Protocol):
+    """What makes a tensor of a photo. Classes rather than closures: worker processes need a copy."""
+
+    @property
+    def least(self) -> int | None:
+        """Pixels that each side of the photo needs for it; None for all that there are."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(3, H, W) uint8 of an RGB image."""
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Random crop of `min_scale` to all of the image's area, resized to (3, size, size) uint8.
+
+    No flip: a caption can say left and right (SimZSS, section 4.1).
+    """
+
+    size: int
+    min_scale: float = 0.9
+
+    @property
+    def least(self) -> int:
+        """So many that the smallest crop, of the least area and the flattest shape, is not enlarged."""
+        return math.ceil(self.size / math.sqrt(self.min_scale * min(_RATIO)))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Crop by torch's own random numbers."""
+        pixels = v2.functional.pil_to_tensor(image)
+        crop = v2.RandomResizedCrop(self.size, (self.min_scale, 1.0), _RATIO, InterpolationMode.BICUBIC)
+        return crop(pixels)
+
+
+@dataclass(frozen=True)
+class WholeImage:
     """The whole image squashed to (3, size, size) uint8: nothing that a caption may name is cut off."""
-    return v2.Compose([v2.PILToTensor(), v2.Resize((size, size), interpolation=InterpolationMode.BICUBIC)])
+
+    size: int
+
+    @property
+    def least(self) -> int:
+        """As many as it makes."""
+        return self.size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Resize an RGB image."""
+        pixels = v2.functional.pil_to_tensor(image)
+        return v2.functional.resize(pixels, [self.size, self.size], interpolation=InterpolationMode.BICUBIC)
 
 
 @dataclass(frozen=True)
 class ShortSide:
-    """Resize so that the short side is `size`, both sides rounded to a multiple; (3, H, W) uint8.
-
-    A class rather than a closure: worker processes need a copy of it.
-    """
+    """Resize so that the short side is `size`, both sides rounded to a multiple; (3, H, W) uint8."""
 
     size: int
     multiple: int

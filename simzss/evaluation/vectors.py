@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from simzss.data.batch import summarise_skipped
 from simzss.data.shards import Skipped, decode_image
-from simzss.data.transforms import whole_transform
+from simzss.data.transforms import WholeImage
 from simzss.distributed import gather_values, rank, total, world_size
 from simzss.errors import InputError
 from simzss.models.simzss import SimZSS
@@ -197,7 +197,7 @@ class _Images(Dataset[tuple[int, Tensor | Skipped]]):
         self.root = root
         self.names = names
         self.places = places
-        self.transform = whole_transform(size)
+        self.transform = WholeImage(size)
 
     def __len__(self) -> int:
         return len(self.places)

@@ -12,7 +12,7 @@ from simzss.concepts.bank import ConceptBank, Entry
 from simzss.data.batch import Batch, CaptionEncoder
 from simzss.data.shards import Skipped, write_shard
 from simzss.data.stream import ImageBlock, OrderedBlocks, TrainingStream, load_image
-from simzss.data.transforms import train_transform, whole_transform
+from simzss.data.transforms import RandomCrop, WholeImage
 from simzss.errors import InputError
 from tests.support.files import PIPELINE, annotation, caption, make_shards, sample, write_tar
 from tests.support.language import tokenizer
@@ -28,7 +28,7 @@ def shards(tmp_path_factory) -> list[str]:
 
 
 def stream(urls, *, seed=0, epoch=0, batch_size=4, shuffle=6, transform=None) -> TrainingStream:
-    transform = transform or train_transform(8, 0.5)
+    transform = transform or RandomCrop(8, 0.5)
     return TrainingStream(urls, transform, encoder(), batch_size, shuffle, seed, epoch)
 
 
@@ -105,7 +105,7 @@ def test_workers_share_the_shards(shards):
 def test_image_and_caption_stay_together(tmp_path):
     samples = [sample(i, [caption(f"dog number {i}")]) for i in range(6)]
     write_shard(tmp_path / "s.tar", samples, PIPELINE)
-    transform = whole_transform(8)
+    transform = WholeImage(8)
     expected = {f"dog number {i}": load_image(samples[i], transform) for i in range(6)}
     (batch,) = batches(stream([str(tmp_path / "s.tar")], batch_size=6, transform=transform), count=1)
     for text, image in zip(numbers([batch]), batch.image, strict=True):
@@ -149,21 +149,24 @@ def test_stream_of_broken_tars_ends_with_one_line(tmp_path, data, reason, shuffl
 
 
 def test_load_image():
-    assert load_image(sample(0), whole_transform(8)).shape == (3, 8, 8)
-    skipped = load_image(sample(5, image=b"no image"), whole_transform(8))
+    assert load_image(sample(0), WholeImage(8)).shape == (3, 8, 8)
+    skipped = load_image(sample(5, image=b"no image"), WholeImage(8))
     assert isinstance(skipped, Skipped) and skipped.key == "000000005"
 
 
 def test_an_error_of_the_transform_is_not_taken_for_a_bad_image():
-    def transform(image: Image.Image) -> torch.Tensor:
-        raise RuntimeError("transform is broken")
+    class Broken:
+        least = None
+
+        def __call__(self, image: Image.Image) -> torch.Tensor:
+            raise RuntimeError("transform is broken")
 
     with pytest.raises(RuntimeError, match="transform is broken"):
-        load_image(sample(0), transform)
+        load_image(sample(0), Broken())
 
 
 def blocks(urls, block_size: int, num_workers: int) -> list[ImageBlock]:
-    dataset = OrderedBlocks(urls, whole_transform(8), block_size)
+    dataset = OrderedBlocks(urls, WholeImage(8), block_size)
     context = "fork" if num_workers else None
     return list(DataLoader(dataset, batch_size=None, num_workers=num_workers, multiprocessing_context=context))
 
@@ -175,7 +178,7 @@ def test_ordered_blocks_do_not_depend_on_the_workers(shards, num_workers):
     texts = [captions[0].text for block in found for captions in block.captions]
     assert texts == [f"dog number {i}" for i in range(11)]
     assert [len(block.image) for block in found] == [2, 2, 2, 2, 2, 1]
-    expected = torch.stack([load_image(sample(i), whole_transform(8)) for i in range(11)])
+    expected = torch.stack([load_image(sample(i), WholeImage(8)) for i in range(11)])
     assert torch.equal(torch.cat([block.image for block in found]), expected)
 
 

@@ -7,35 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.captions.output import OutputFolder, opened, partial_path, read_json, write_json, write_whole
+from data_prep.captions.output import OutputFolder, opened
 from simzss.errors import InputError
+from simzss.whole_files import partial_path, write_json
 from tests.support.files import contents
 from tests.support.program import ROOT
 
 RECIPE = {"format": 1, "filters": {"min_words": 3}, "roots": ("a", "b")}
-
-
-def test_write_whole(tmp_path):
-    path = tmp_path / "file"
-    write_whole(path, lambda stream: stream.write(b"first"))
-    assert path.read_bytes() == b"first"
-
-    def fails(stream):
-        stream.write(b"second, and no more")
-        raise RuntimeError("half")
-
-    with pytest.raises(RuntimeError):
-        write_whole(path, fails)
-    assert contents(tmp_path) == {"file": b"first"}
-
-
-def test_json_comes_back(tmp_path):
-    content = {"name": "café \ud83d", "numbers": [1, 2.5, None]}
-    write_json(tmp_path / "x.json", content)
-    assert read_json(tmp_path / "x.json") == content
-    assert read_json(tmp_path / "gone.json") is None
-    (tmp_path / "broken.json").write_text('{"a": ')
-    assert read_json(tmp_path / "broken.json") is None
 
 
 def test_finished_needs_the_record_and_every_shard_whole(tmp_path):
