@@ -14,6 +14,7 @@ HELP = """simzss {version}: an open vocabulary for any frozen vision backbone
 
 usage:
   simzss train   [experiment=NAME] data.shards=PATTERN [key=value …]      train a text encoder
+  simzss cache   data.shards=PATTERN output=DIR [key=value …]             keep the backbone's features of all images
   simzss eval    model=DIR benchmark=NAME benchmark.root=DIR [key=value …] measure zero-shot segmentation
   simzss segment IMAGE… model=DIR classes="cat,dog" [key=value …]         label your photos with your words
   simzss report  RUN RUN… [key=value …]                                   compare runs of eval on the same images
@@ -26,7 +27,7 @@ usage:
 
 Every key of conf/ can be set as key=value; a group such as backbone=NAME is exchanged by its name."""
 
-VERBS = ("train", "eval", "segment", "report", "threshold", "config")
+VERBS = ("train", "cache", "eval", "segment", "report", "threshold", "config")
 
 
 def main() -> None:
@@ -57,8 +58,8 @@ def dispatch(arguments: list[str]) -> None:
     elif "-h" in rest or "--help" in rest:
         _help(verb)
     else:
-        verbs = {"train": _train, "eval": _eval, "segment": _segment, "report": _report, "threshold": _threshold}
-        verbs[verb](rest)
+        verbs = {"train": _train, "cache": _cache, "eval": _eval, "segment": _segment, "report": _report}
+        (verbs | {"threshold": _threshold})[verb](rest)
 
 
 def _train(overrides: list[str]) -> None:
@@ -68,6 +69,16 @@ def _train(overrides: list[str]) -> None:
     folder = train(compose("train", overrides))
     if _speaks():
         print(f"model: {folder}")
+
+
+def _cache(overrides: list[str]) -> None:
+    from simzss.cache.build import run_cache
+    from simzss.config import compose
+
+    summary = run_cache(compose("cache", overrides))
+    if _speaks():
+        skipped = f", {len(summary.skipped)} skipped" if summary.skipped else ""
+        print(f"features: {summary.folder} ({summary.images} images{skipped})")
 
 
 def _eval(overrides: list[str]) -> None:
@@ -156,9 +167,7 @@ def _config(arguments: list[str]) -> None:
 
     actions = ("show", "validate", "copy")
     if len(arguments) < 2 or arguments[0] not in actions or arguments[1] not in VERBS[:-1]:
-        raise InputError(
-            "usage: simzss config show|validate|copy train|eval|segment|report|threshold [FILE] [key=value …]"
-        )
+        raise InputError(f"usage: simzss config show|validate|copy {'|'.join(VERBS[:-1])} [FILE] [key=value …]")
     action, root, rest = arguments[0], arguments[1], arguments[2:]
     if action == "copy":
         if not rest or "=" in rest[0]:
@@ -183,6 +192,11 @@ def _validate(root: str, plain: dict[str, Any]) -> None:
         from simzss.evaluation.compare import check_settings as check_comparison
 
         check_comparison(plain)
+        return
+    if root == "cache":
+        from simzss.cache.settings import check_settings as check_cache
+
+        check_cache(plain)
         return
     from simzss.segmentation.protocol import Protocol
 

@@ -268,7 +268,7 @@ def _is_list(value: str) -> bool:
 
 
 def _names_file(key: str) -> bool:
-    return key.rpartition(".")[2] in ("output_dir", "model", "root", "weights", "cache_dir", "resume")
+    return key.rpartition(".")[2] in ("output_dir", "output", "model", "root", "weights", "features", "resume")
 
 
 def _convert(argument: str, value: str, wanted: Any) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from simzss.concepts.concept import Caption
-from simzss.data.batch import CaptionEncoder, collate
+from simzss.data.batch import collate
+from simzss.data.encoding import CaptionEncoder
 from simzss.data.shards import Skipped
 from simzss.distributed import rank, world_size
 from simzss.errors import InputError
@@ -132,7 +133,9 @@ def text_vectors(model: SimZSS, texts: Sequence[str], device: torch.device, batc
     for first in range(0, len(todo), batch_size):
         captions = [Caption(text, ()) for text in todo[first : first + batch_size]]
         batch = collate(encoder.encode(captions), encoder.pad_id)
-        vectors.append(model.encode_text(batch.input_ids.to(device), batch.attention_mask.to(device)).pooled)
+        blocks = batch.to(device).text
+        pooled = [model.encode_text(block.input_ids, block.attention_mask).pooled for block in blocks]
+        vectors.append(torch.cat(pooled)[batch.caption_row.to(device)])
     places = torch.arange(rank(), len(distinct), world_size(), device=device)
     everyone = gather_by_index(torch.cat(vectors), places, len(distinct))
     return everyone[torch.tensor([distinct[text] for text in texts], device=device)]

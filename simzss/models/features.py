@@ -21,7 +21,7 @@ class ImageFeatures:
 
 @dataclass
 class TextFeatures:
-    """Features of B texts of L tokens: sentence `pooled` (B, D) and per-token `tokens` (B, L, D)."""
+    """Features of B texts: sentence `pooled` (B, D) and per-token `tokens` (B, L, D), padded to L."""
 
     pooled: Tensor
     tokens: Tensor

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from simzss.models.backbone import Backbone
 from simzss.models.feature_norm import FeatureNorm
 from simzss.models.features import ImageFeatures, TextFeatures
-from simzss.models.pooling import prototype_sums, span_sum
 from simzss.models.text import TextEncoder
 
 
@@ -37,24 +36,6 @@ class SimZSS(nn.Module):
         """(B, L) tokens -> L2-normalised `pooled` (B, D) and plain `tokens` (B, L, D), in float32."""
         text = self.text_encoder(input_ids, attention_mask)
         return TextFeatures(F.normalize(text.pooled.float(), dim=-1), text.tokens.float())
-
-    def concept_sums(
-        self, tokens: Tensor, rows: Tensor, start: Tensor, end: Tensor, concept_id: Tensor, num_concepts: int
-    ) -> Tensor:
-        """Summed phrase vectors of each concept in this rank's captions.
-
-        Args:
-            tokens: (B, L, D).
-            rows: (M,) caption of each mention.
-            start: (M,) its first token.
-            end: (M,) one past its last token.
-            concept_id: (M,).
-            num_concepts: K.
-
-        Returns:
-            (K, D); absent concepts have zero rows.
-        """
-        return prototype_sums(span_sum(tokens, rows, start, end), concept_id, num_concepts)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What training changed: parameters that learn and the feature statistics, by name."""

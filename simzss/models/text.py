@@ -42,8 +42,14 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.projection.weight, std=body.config.hidden_size**-0.5)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> TextFeatures:
-        """Encode (B, L) token ids with their (B, L) mask; neither output is normalised."""
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        """Encode (B, L) token ids with their (B, L) mask, ones first; neither output is normalised.
+
+        Tokens of padding have no meaning.
+        """
+        # A token of a causal body sees none after it, and so no padding: without a mask attention takes its fast path,
+        # and transformers need not look at the mask's values, for which a GPU would have to be waited for.
+        seen = None if self.pooling == "eot" else attention_mask
+        hidden = self.body(input_ids=input_ids, attention_mask=seen).last_hidden_state
         tokens = self.projection(hidden)
         if self.pooling == "eot":
             last = attention_mask.sum(dim=1) - 1

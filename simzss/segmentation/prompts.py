@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simzss.concepts.align import token_span
 from simzss.errors import InputError, nearest
-from simzss.models.pooling import span_sum
+from simzss.models.pooling import token_sums
 from simzss.models.simzss import SimZSS
 
 READOUTS = ("sentence", "concept", "both")
@@ -78,6 +78,7 @@ def _read(model: SimZSS, texts: list[str], spans: list[tuple[int, int]], readout
     device = model.logit_scale.device
     tokens = encoder.tokenize(texts)
     ranges = [token_span(offsets, *span) for offsets, span in zip(tokens["offset_mapping"], spans, strict=True)]
+    named_by = [found for found in ranges if found is not None]
     for text, found in zip(texts, ranges, strict=True):
         if found is None:
             raise InputError(f"class name too long (or empty) in prompt {text!r}: {encoder.context_length} tokens fit")
@@ -87,7 +88,8 @@ def _read(model: SimZSS, texts: list[str], spans: list[tuple[int, int]], readout
     text_features = model.encode_text(padded["input_ids"].to(device), mask.to(device))
     if readout == "sentence":
         return text_features.pooled
-    start, end = torch.tensor(ranges, device=device).unbind(1)
-    rows = torch.arange(len(texts), device=device)
-    named = F.normalize(span_sum(text_features.tokens, rows, start, end), dim=-1)
+    length = text_features.tokens.shape[1]
+    places = [(row * length + place, row) for row, (start, end) in enumerate(named_by) for place in range(start, end)]
+    token, owner = torch.tensor(places, device=device).unbind(1)
+    named = F.normalize(token_sums(text_features.tokens.flatten(0, 1), token, owner, len(texts)), dim=-1)
     return named if readout == "concept" else F.normalize(named + text_features.pooled, dim=-1)

@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,13 +12,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from simzss.data.batch import Batch
-from simzss.data.datamodule import CaptionDataModule
+from simzss.data.datamodule import CaptionData
 from simzss.distributed import rank, total, world_size
 from simzss.errors import InputError, nearest
 from simzss.losses.concept import TARGETS, concept_loss, global_prototypes
 from simzss.losses.contrastive import contrastive_loss
 from simzss.models.features import ImageFeatures, TextFeatures
-from simzss.models.pooling import similarity_pool
+from simzss.models.pooling import similarity_pool, token_sums
 from simzss.models.simzss import SimZSS
 from simzss.training.optim import build_optimizer, warmup_cosine
 
@@ -65,7 +66,7 @@ class SimZSSModule(pl.LightningModule):
         optim: optimiser and schedule.
         seed: reseeds every epoch, so that a resumed run draws what the uninterrupted one would.
         micro_batch: images and captions that go through the towers at a time, None for the whole batch. The losses
-            always see the whole batch; the text tower's activations are recomputed chunk by chunk on the way back.
+            always see the whole batch.
     """
 
     def __init__(
@@ -90,27 +91,27 @@ class SimZSSModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on this rank's B images with their captions and M concept mentions."""
         self.data.on_skipped(batch.skipped)
-        image = self.encode_image(batch)  # cls (B, D), patches (B, N, D)
-        text = self.encode_text(batch)  # pooled (B, D), tokens (B, L, D)
+        image = self.encode_image(batch)  # cls (I, D), patches (I, N, D)
+        text = self.encode_text(batch)  # pooled (B, D), tokens (T, D)
 
         # Products of the losses are small; in bf16 their rounding would be the loss's own size.
         with torch.autocast(self.device.type, enabled=False):
             # Image and caption as wholes.
-            contrastive = contrastive_loss(image.cls, text.pooled, self.model.logit_scale)
+            cls = image.cls if batch.image_row is None else image.cls[batch.image_row]  # (B, D)
+            contrastive = contrastive_loss(cls, text.pooled, self.model.logit_scale, batch.image_row)
 
-            # Each concept is the sum of its phrases in all captions of all ranks ...
-            spans = (batch.concept_image, batch.concept_start, batch.concept_end, batch.concept_id)
-            sums = self.model.concept_sums(text.tokens, *spans, self.num_concepts)  # (K, D)
-            prototypes, present = global_prototypes(sums, batch.concept_id)  # (K, D), (K,)
+            # Each concept is the sum of its tokens in all captions of all ranks ...
+            sums = token_sums(text.tokens, batch.token, batch.token_concept, self.num_concepts)  # (K, D)
+            prototypes, present = global_prototypes(sums, batch.mention_concept)  # (K, D), (K,)
 
             # ... pools the patches that look like it ...
-            queries = prototypes[batch.concept_id]  # (M, D)
-            places = (batch.concept_image, batch.concept_slot)
+            queries = prototypes[batch.mention_concept]  # (M, D)
+            places = (batch.mention_image, batch.mention_slot, batch.slots)
             pooled = similarity_pool(queries, image.patches, *places, self.loss.pool_temperature)  # (M, D)
 
             # ... and what it pooled is told from the other concepts.
             concept = concept_loss(
-                pooled, prototypes, present, batch.concept_id, self.loss.concept_temperature, self.loss.target
+                pooled, prototypes, present, batch.mention_concept, self.loss.concept_temperature, self.loss.target
             )
             loss = contrastive + self.loss.concept_weight * concept
 
@@ -119,27 +120,26 @@ class SimZSSModule(pl.LightningModule):
         return loss
 
     def encode_image(self, batch: Batch) -> ImageFeatures:
-        """L2-normalised image features, from the cache where the batch brings them."""
-        if batch.features is not None:
-            cached = batch.features
-            return ImageFeatures(cached.cls.float(), cached.patches.float(), cached.grid)
-        assert batch.image is not None
+        """L2-normalised features of the I images, from the cache where the batch brings no pixels."""
+        if batch.image is None:
+            return self.data.features(batch, self.model.feature_norm)
         chunks = [self.model.encode_image(images) for images in batch.image.split(self.micro_batch or len(batch))]
         return ImageFeatures(
             torch.cat([chunk.cls for chunk in chunks]), torch.cat([chunk.patches for chunk in chunks]), chunks[0].grid
         )
 
     def encode_text(self, batch: Batch) -> TextFeatures:
-        """Text features of the whole batch, chunk by chunk where memory asks for it."""
-        if self.micro_batch is None or self.micro_batch >= len(batch):
-            return self.model.encode_text(batch.input_ids, batch.attention_mask)
-        chunks = [
-            checkpoint(self.model.encode_text, ids, mask, use_reentrant=False)
-            for ids, mask in zip(
-                batch.input_ids.split(self.micro_batch), batch.attention_mask.split(self.micro_batch), strict=True
-            )
-        ]
-        return TextFeatures(torch.cat([c.pooled for c in chunks]), torch.cat([c.tokens for c in chunks]))
+        """Sentence vectors (B, D), and all tokens (T, D) of the blocks of captions one after another.
+
+        With a micro-batch only these are kept: what the gradient needs inside the tower is computed again block by
+        block on the way back (GradCache, Gao et al. 2021).
+        """
+        encode = self.model.encode_text
+        if self.micro_batch is not None:
+            encode = partial(checkpoint, encode, use_reentrant=False)
+        blocks = [encode(block.input_ids, block.attention_mask) for block in batch.text]
+        pooled = torch.cat([block.pooled for block in blocks])[batch.caption_row]
+        return TextFeatures(pooled, torch.cat([block.tokens.flatten(0, 1) for block in blocks]))
 
     @property
     def readout(self) -> str:
@@ -151,18 +151,17 @@ class SimZSSModule(pl.LightningModule):
         return "sentence" if self.loss.concept_weight == 0 or self.model.backbone.averages else "concept"
 
     @property
-    def data(self) -> CaptionDataModule:
+    def data(self) -> CaptionData:
         """The data module of the run."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, CaptionDataModule)
+        assert isinstance(data, CaptionData)
         return data
 
     def on_fit_start(self) -> None:
         """Fit the feature statistics, unless a checkpoint brought them; apply them to features that are kept."""
         if self.trainer.ckpt_path is None:
-            self.model.feature_norm.fit(self.data.feature_batches(self.device))
-        if self.data.features is not None:
-            self.data.features.normalise(self.model.feature_norm)
+            self.model.feature_norm.fit(self.data.feature_batches())
+        self.data.on_norm_fitted(self.model.feature_norm)
 
     def on_train_epoch_start(self) -> None:
         """Make the epoch's random draws (dropout) a function of seed, epoch and rank."""
@@ -208,7 +207,7 @@ class SimZSSModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=world_size() > 1)
         parts = {"train/loss_contrastive": contrastive, "train/loss_concept": concept}
         self.log_dict(parts, batch_size=size, sync_dist=world_size() > 1)
-        self.log("train/concepts_per_image", len(batch.concept_id) / size, batch_size=size)
+        self.log("train/concepts_per_image", len(batch.mention_concept) / size, batch_size=size)
         self.log("train/logit_scale", self.model.logit_scale.exp().clamp(max=100.0), batch_size=size)
         (schedule,) = [self.lr_schedulers()]
         self.log("lr", schedule.get_last_lr()[0], batch_size=size)  # type: ignore[union-attr]

@@ -18,10 +18,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simzss import config as conf
+from simzss.cache.placement import PLACEMENTS
+from simzss.cache.settings import CacheSettings
 from simzss.concepts.bank import ConceptBank
 from simzss.concepts.leakage import excluded_words
 from simzss.data.batch import summarise_skipped
-from simzss.data.datamodule import CACHES, CaptionDataModule
+from simzss.data.cached import CachedData
+from simzss.data.datamodule import CaptionData, StreamedData
 from simzss.distributed import failing_together, gather_values, naming_lost_processes
 from simzss.errors import InputError, nearest
 from simzss.models.backbone import Backbone
@@ -36,11 +39,15 @@ from simzss.training.validation import ZeroShotValidation
 
 log = logging.getLogger(__name__)
 
+DATA = ("stream", "cached")
+_MAKING = ("num_workers", "views", "min_crop", "storage", "file_mb")
+"""Keys of `data` that say how a run makes its own cache. The seed is none: runs with different ones share it."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _LIMITS: dict[str, tuple[float, float]] = {  # least and most, both allowed
     "seed": (0, 2**32 - 1),  # what NumPy takes
     "data.batch_size": (1, math.inf),
     "data.num_workers": (0, math.inf),
+    "data.captions_per_image": (1, math.inf),
     "data.shuffle": (0, math.inf),
     "data.norm_images": (1, math.inf),
     "trainer.epochs": (1, math.inf),
@@ -77,6 +84,16 @@ def build_bank(concepts: Mapping[str, Any]) -> ConceptBank:
     return bank
 
 
+def build_data(plain: Mapping[str, Any], model: SimZSS, bank: ConceptBank, precision: str) -> CaptionData:
+    """The data module that `conf/data` describes."""
+    options = {**plain["data"], "seed": plain["seed"], "micro_batch": plain["trainer"]["micro_batch"]}
+    if options.pop("kind") == "stream":
+        return StreamedData(model, bank, **options)
+    making = {name: options.pop(name) for name in _MAKING}
+    options["features"] = options["features"] or Path(plain["output_dir"]) / "features"
+    return CachedData(model, bank, **options, settings=CacheSettings(**making), precision=precision)
+
+
 def train(config: DictConfig) -> Path:
     """Train as configured; returns the model folder.
 
@@ -102,6 +119,13 @@ def train(config: DictConfig) -> Path:
             callback.load()
         if trainer.is_global_zero:  # known to the trainer before the processes have found each other
             conf.save(config, output / "config.yaml")
+    if precision == "bf16-mixed":
+        # What stays in float32 are products of the losses: a GPU may round their factors to 11 bits, 8 times as many
+        # steps as bfloat16 has.
+        torch.set_float32_matmul_precision("high")
+    if plain["trainer"]["compile"]:
+        # For all shapes at once: blocks of captions have other ones in every batch.
+        module.model.text_encoder.body.compile(dynamic=True)
     with naming_lost_processes():
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     return _write_model(plain, output, trainer, module, data)
@@ -109,7 +133,7 @@ def train(config: DictConfig) -> Path:
 
 def _prepare(
     plain: Mapping[str, Any], output: Path, precision: str, trainer: pl.Trainer
-) -> tuple[Path | None, SimZSSModule, CaptionDataModule]:
+) -> tuple[Path | None, SimZSSModule, CaptionData]:
     """The checkpoint to go on from, the module and the data; the trainer gets what depends on them."""
     resume = _find_checkpoint(plain["resume"], output)
     if resume is None and (output / "metrics.csv").exists():
@@ -120,7 +144,7 @@ def _prepare(
     model = build_model(plain["backbone"], plain["text"], plain["seed"])
     model.backbone.use_precision(precision)
     bank = build_bank(plain["concepts"])
-    data = CaptionDataModule(model, bank, **plain["data"], seed=plain["seed"], precision=precision)
+    data = build_data(plain, model, bank, precision)
     module = SimZSSModule(
         model,
         len(bank),
@@ -133,7 +157,7 @@ def _prepare(
 
 
 def _write_model(
-    plain: Mapping[str, Any], output: Path, trainer: pl.Trainer, module: SimZSSModule, data: CaptionDataModule
+    plain: Mapping[str, Any], output: Path, trainer: pl.Trainer, module: SimZSSModule, data: CaptionData
 ) -> Path:
     """Write the model folder and what was skipped, by one process; the others wait for it."""
     folder = output / "model"
@@ -161,8 +185,12 @@ def check_settings(plain: Mapping[str, Any]) -> None:
     """
     LossConfig(**plain["loss"])
     data, trainer = plain["data"], plain["trainer"]
-    if data["cache"] not in CACHES:
-        raise InputError(f"data.cache={data['cache']} is unknown; {nearest(data['cache'], CACHES)}")
+    if data["kind"] not in DATA:
+        raise InputError(f"data.kind={data['kind']} is unknown; {nearest(data['kind'], DATA)}")
+    if data["kind"] == "cached":
+        CacheSettings(**{name: data[name] for name in _MAKING})
+        if data["placement"] not in PLACEMENTS:
+            raise InputError(f"data.placement={data['placement']} is unknown; {nearest(data['placement'], PLACEMENTS)}")
     if plain["text"]["kind"] not in KINDS:
         raise InputError(f"text.kind={plain['text']['kind']} is unknown; {nearest(plain['text']['kind'], KINDS)}")
     resolve_precision(trainer["precision"], torch.device("cpu"))
@@ -173,7 +201,7 @@ def check_settings(plain: Mapping[str, Any]) -> None:
         if value is not None and not (least <= value <= most and value < math.inf):
             wanted = f"at least {least}" if most == math.inf else f"{least} to {most}"
             raise InputError(f"{key}={value} must be {wanted}")
-    if not 0 < data["min_crop"] <= 1:
+    if not 0 < data.get("min_crop", 1) <= 1:
         raise InputError(f"data.min_crop={data['min_crop']} must be above 0 and at most 1")
     betas = plain["optim"]["betas"]
     if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):

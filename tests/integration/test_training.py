@@ -19,7 +19,7 @@ from tests.support.files import annotation, image_bytes, picture, write_tar
 from tests.support.models import save_bert
 from tests.support.training import coloured_shards, logged, tiny_arguments, tiny_config
 
-CACHED = ("data.cache=memory", "backbone.feature_norm=center")
+CACHED = ("data=cached", "backbone.feature_norm=center")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_unreadable_images_are_counted_and_training_goes_on(shards, tmp_path):
         [("broken.jpg", b"no image"), ("broken.json", annotation()), ("lonely.png", image_bytes(1))],
     )
     output = tmp_path / "run"
-    train(tiny_config(bad, output, "data.cache=memory"))
+    train(tiny_config(bad, output, "data=cached"))
     assert (output / "model" / "config.json").is_file()
     skipped = json.loads((output / "skipped.json").read_text())
     assert {record["key"] for record in skipped} == {"broken", "lonely"}

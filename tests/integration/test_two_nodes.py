@@ -28,7 +28,7 @@ from tests.support.two_nodes import Node, finish, slurm, start, start_torchrun, 
 # One batch holds all images: with fewer, which images share a batch depends on the number of processes. The tower is
 # narrow since each of its 49,408 words is a row of that width, which every step and every checkpoint goes through.
 CACHED = (
-    "data.cache=memory",
+    "data=cached",
     "backbone.feature_norm=center",
     "data.batch_size=32",
     "text.width=16",

@@ -118,8 +118,16 @@ def test_help_of_report(run):
     assert out.strip() == (ROOT / "conf" / "report.yaml").read_text(encoding="utf-8").strip()
 
 
+def test_help_of_cache(run):
+    code, out, err = run("cache", "--help")
+    assert (code, err) == (0, "")
+    assert (ROOT / "conf" / "cache.yaml").read_text(encoding="utf-8") in out
+    assert f"backbone: {', '.join(choices('backbone'))}" in out
+
+
 @pytest.mark.parametrize(
-    ("word", "verb"), [("trian", "train"), ("segmnet", "segment"), ("evaluate", "eval"), ("reprot", "report")]
+    ("word", "verb"),
+    [("trian", "train"), ("cahce", "cache"), ("segmnet", "segment"), ("evaluate", "eval"), ("reprot", "report")],
 )
 def test_unknown_verb(run, word, verb):
     refused(run(word, "seed=1"), f"'{word}'", verb)
@@ -156,11 +164,14 @@ def test_config_validate(run):
     refused(run("config", "validate", "train", "data.shard=x"), "'data.shard'", "data.shards")
     assert run("config", "validate", "report") == (0, "valid\n", "")
     refused(run("config", "validate", "report", "confidence=95"), "confidence=95")
+    assert run("config", "validate", "cache", "data.shards=x", "output=y") == (0, "valid\n", "")
+    refused(run("config", "validate", "cache"), "data.shards=", "output=")
+    refused(run("config", "validate", "cache", "data.shards=x", "output=y", "views=5"), "views=5")
 
 
 @pytest.mark.parametrize(
     "override",
-    ["data.batch_size=many", "data.batch_size=0", "data.cache=disk", "loss.target=concep", "trainer.epochs=[1]"],
+    ["data.batch_size=many", "data.batch_size=0", "data.kind=disk", "loss.target=concep", "trainer.epochs=[1]"],
 )
 def test_config_validate_refuses_wrong_values(run, override):
     refused(run("config", "validate", "train", "data.shards=x", override), override.partition("=")[0])

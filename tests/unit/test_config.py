@@ -22,7 +22,7 @@ from simzss.config import (
 )
 from simzss.errors import InputError
 
-ROOTS = {"train": [], "eval": ["benchmark=voc20"], "segment": [], "report": [], "captions": []}
+ROOTS = {"train": [], "cache": [], "eval": ["benchmark=voc20"], "segment": [], "report": [], "captions": []}
 FILES = sorted(str(path.relative_to(CONF_DIR)) for path in CONF_DIR.glob("*/*.yaml"))
 
 
@@ -109,8 +109,9 @@ def test_every_experiment_composes(name):
 
 
 def test_override_wins_over_an_experiment():
-    assert compose("train", ["experiment=demo"]).data.cache == "memory"
-    assert compose("train", ["data.cache=none", "experiment=demo"]).data.cache == "none"
+    assert compose("train", ["experiment=demo"]).data.kind == "cached"
+    assert compose("train", ["data=shards", "experiment=demo"]).data.kind == "stream"
+    assert compose("train", ["data.batch_size=7", "experiment=demo"]).data.batch_size == 7
     assert compose("train", ["experiment=demo", "backbone=resnet50"]).backbone.name == "resnet50"
 
 

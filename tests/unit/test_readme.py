@@ -12,7 +12,7 @@ from simzss.config import CONF_DIR, compose, parse_program
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(
-    r"^(?:#)?\s*(simzss (?:train|eval|segment|threshold|report) .*|python -m data_prep\..*)$", re.MULTILINE
+    r"^(?:#)?\s*(simzss (?:train|cache|eval|segment|threshold|report) .*|python -m data_prep\..*)$", re.MULTILINE
 )
 SOURCES = [ROOT / "README.md", *sorted(CONF_DIR.rglob("*.yaml"))]
 

@@ -5,11 +5,12 @@ import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from simzss.cache.stored import StoredFeatures
 from simzss.concepts.bank import ConceptBank, Entry
 from simzss.concepts.concept import Caption, Concept
-from simzss.data.batch import CaptionEncoder, EncodedCaption, collate, summarise_skipped
+from simzss.data.batch import collate, summarise_skipped
+from simzss.data.encoding import CaptionEncoder, EncodedCaption
 from simzss.data.shards import Skipped
-from simzss.models.features import ImageFeatures
 from tests.support.files import caption
 from tests.support.language import tokenizer
 
@@ -25,20 +26,58 @@ def words(ids) -> str:
     return tokenizer().decode(ids).strip()
 
 
-def test_collate_pads_to_the_longest_caption():
-    batch = collate([EncodedCaption((5, 6, 7), ()), EncodedCaption((8,), ()), EncodedCaption((9, 0), ())], pad_id=99)
-    assert len(batch) == 3
-    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 99, 99], [9, 0, 99]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
+def captions_of(*lengths: int) -> list[EncodedCaption]:
+    """Captions of so many tokens, no two alike."""
+    return [EncodedCaption(tuple(range(100 * i, 100 * i + length)), ()) for i, length in enumerate(lengths)]
 
 
-def test_collate_mask_tells_padding_from_an_end_token_of_the_same_id():
-    batch = collate([EncodedCaption((1, 7), ()), EncodedCaption((1, 2, 7), ())], pad_id=7)
-    assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+def test_a_block_is_padded_to_its_longest_caption():
+    (block,) = collate([EncodedCaption((5, 6, 7), ()), EncodedCaption((8,), ()), EncodedCaption((9, 0), ())], 99).text
+    assert block.input_ids.tolist() == [[8, 99, 99], [9, 0, 99], [5, 6, 7]]
+    assert block.attention_mask.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert block.input_ids.dtype == block.attention_mask.dtype == torch.long
 
 
-def test_collate_flattens_ragged_concepts_in_order():
+def test_mask_tells_padding_from_an_end_token_of_the_same_id():
+    (block,) = collate([EncodedCaption((1, 7), ()), EncodedCaption((1, 2, 7), ())], pad_id=7).text
+    assert block.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_every_caption_is_found_in_the_order_that_it_was_given_in(most):
+    lengths = [12, 70, 3, 12, 71, 12, 3] * 20
+    captions = captions_of(*lengths)
+    batch = collate(captions, -1, most_captions=most)
+    assert len(batch) == len(captions) and len(batch.text) > 1
+    assert most is None or max(len(block.input_ids) for block in batch.text) <= most
+    rows = [
+        ids[mask.bool()].tolist()
+        for block in batch.text
+        for ids, mask in zip(block.input_ids, block.attention_mask, strict=True)
+    ]
+    assert [tuple(rows[place]) for place in batch.caption_row.tolist()] == [caption.input_ids for caption in captions]
+
+
+def test_tokens_of_concepts_are_found_among_those_of_all_blocks():
+    lengths = [40, 5, 40, 6, 5] * 60  # enough of each for two blocks
+    captions = [
+        EncodedCaption(caption.input_ids, ((i % 7, 1, 3), (7, 4, 5)) if i % 3 else ())
+        for i, caption in enumerate(captions_of(*lengths))
+    ]
+    batch = collate(captions, -1)
+    assert len(batch.text) > 1
+    row = torch.cat([block.input_ids.flatten() for block in batch.text])
+    found = list(zip(row[batch.token].tolist(), batch.token_concept.tolist(), strict=True))
+    expected = [
+        (caption.input_ids[place], concept)
+        for caption in captions
+        for concept, start, end in caption.concepts
+        for place in range(start, end)
+    ]
+    assert found == expected
+
+
+def test_mentions_are_ragged_and_in_order():
     captions = [
         EncodedCaption((1, 2), ()),
         EncodedCaption((1, 2, 3, 4), ((30, 1, 2), (10, 2, 4))),
@@ -46,45 +85,62 @@ def test_collate_flattens_ragged_concepts_in_order():
         EncodedCaption((1, 2), ((30, 0, 1),)),
     ]
     batch = collate(captions, 0)
-    assert batch.concept_image.tolist() == [1, 1, 3]
-    assert batch.concept_slot.tolist() == [0, 1, 0]
-    assert batch.concept_id.tolist() == [30, 10, 30]
-    assert batch.concept_start.tolist() == [1, 2, 0]
-    assert batch.concept_end.tolist() == [2, 4, 1]
+    assert batch.mention_image.tolist() == [1, 1, 3]
+    assert batch.mention_slot.tolist() == [0, 1, 0]
+    assert batch.mention_concept.tolist() == [30, 10, 30]
+    assert batch.slots == 2 and batch.image_row is None
 
 
-def test_collate_without_any_concept():
+def test_captions_of_one_image_share_its_slots():
+    captions = [EncodedCaption((1, 2), ((i, 0, 1), (9, 1, 2))) for i in range(4)]
+    batch = collate(captions, 0, image_row=torch.tensor([1, 0, 1, 1]))
+    assert batch.mention_image.tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
+    assert batch.mention_slot.tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert batch.slots == 6
+
+
+def test_without_any_concept():
     batch = collate([EncodedCaption((1, 2), ()), EncodedCaption((1,), ())], 0)
-    for name in ("image", "slot", "id", "start", "end"):
-        values = getattr(batch, f"concept_{name}")
+    for values in (batch.mention_image, batch.mention_slot, batch.mention_concept, batch.token, batch.token_concept):
         assert values.shape == (0,)
         assert values.dtype == torch.long
+    assert batch.slots == 0
+
+
+def stored(scale: torch.Tensor | None = None) -> StoredFeatures:
+    return StoredFeatures(torch.zeros(1, 4), torch.zeros(1, 2, 4), scale, (1, 2))
 
 
 def test_collate_passes_on_images_features_and_skipped():
     captions, skipped = [EncodedCaption((1,), ())], [Skipped("a", "b")]
-    image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    features = ImageFeatures(torch.zeros(1, 2), torch.zeros(1, 4, 2), (2, 2))
-    batch = collate(captions, 0, image, skipped=iter(skipped))
+    image, features = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), stored()
+    batch = collate(captions, 0, image=image, skipped=iter(skipped))
     assert batch.image is image and batch.features is None and batch.skipped == (Skipped("a", "b"),)
     batch = collate(captions, 0, features=features)
     assert batch.features is features and batch.image is None and batch.skipped == ()
+    row, view = torch.tensor([3]), torch.tensor([1])
+    batch = collate(captions, 0, row=row, view=view)
+    assert batch.row is row and batch.view is view
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_batch_moves_and_is_pinned_with_what_was_skipped(cached, monkeypatch):
+@pytest.mark.parametrize("features", [None, stored(), stored(torch.ones(1, 2))])
+def test_batch_moves_and_is_pinned_with_what_was_skipped(features, monkeypatch):
     """By Lightning, which copies no frozen dataclass, and by the loader, which knows tensors and methods only."""
-    image = None if cached else torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    features = ImageFeatures(torch.zeros(1, 4), torch.zeros(1, 2, 4), (1, 2)) if cached else None
-    batch = collate([EncodedCaption((1, 2), ((0, 0, 1),))], 0, image, features, [Skipped("a", "b", "s.tar")])
+    image = None if features else torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    captions = [EncodedCaption((1, 2), ((0, 0, 1),))]
+    batch = collate(captions, 0, image=image, features=features, skipped=[Skipped("a", "b", "s.tar")])
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     for found in (move_data_to_device(batch, torch.device("meta")), pin_memory(batch)):
         assert found.skipped == (Skipped("a", "b", "s.tar"),)
-    assert len(pinned) == (9 if cached else 8)
+    assert len(pinned) == 8 + (1 if features is None else 2 if features.scale is None else 3)
     moved = move_data_to_device(batch, torch.device("meta"))
-    assert moved.input_ids.is_meta and moved.concept_end.is_meta
-    assert moved.features.patches.is_meta and moved.features.grid == (1, 2) if cached else moved.image.is_meta
+    assert moved.text[0].input_ids.is_meta and moved.text[0].attention_mask.is_meta and moved.token_concept.is_meta
+    if features is None:
+        assert moved.image.is_meta
+    else:
+        assert moved.features.patches.is_meta and moved.features.grid == (1, 2)
+        assert features.scale is None or moved.features.scale.is_meta
 
 
 def test_encoded_spans_hold_the_concepts_of_the_bank():
@@ -147,6 +203,11 @@ def test_concept_that_stands_twice_has_two_spans():
 
 def test_padding_of_the_tokenizer_is_used():
     assert encoder().pad_id == tokenizer().pad_token_id == END
+
+
+def test_groups_are_encoded_as_each_alone():
+    groups = [(caption("a dog", "dog"), caption("cats")), (), (caption("one cat", "cat"),)]
+    assert encoder().encode_groups(groups) == [encoder().encode(group) if group else [] for group in groups]
 
 
 def test_summary_of_skipped_samples():

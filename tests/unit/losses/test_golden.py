@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from simzss.losses.concept import concept_loss, global_prototypes
 from simzss.losses.contrastive import contrastive_loss
-from simzss.models.pooling import prototype_sums, similarity_pool, span_sum
-from tests.support.ragged import slots
+from simzss.models.pooling import similarity_pool
+from tests.support.ragged import concept_sums, slots
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
@@ -27,13 +27,13 @@ def test_release_step(golden):
     pooled_text = golden["pooled"].clone().requires_grad_()
     ids = golden["concept_id"]
 
-    phrases = span_sum(tokens, golden["concept_image"], golden["concept_token_start"], golden["concept_token_end"])
-    prototypes, present = global_prototypes(prototype_sums(phrases, ids, int(golden["num_concepts"])), ids)
+    spans = (golden["concept_image"], golden["concept_token_start"], golden["concept_token_end"])
+    prototypes, present = global_prototypes(concept_sums(tokens, *spans, ids, int(golden["num_concepts"])), ids)
     pooled = similarity_pool(
         prototypes[ids],
         golden["patches"],
         golden["concept_image"],
-        slots(golden["concept_image"]),
+        *slots(golden["concept_image"]),
         float(golden["temperature"]),
     )
     temperature = 1 / float(golden["logit_scale"])

@@ -7,8 +7,8 @@ import torch
 
 from simzss.losses.concept import concept_loss, global_prototypes
 from simzss.losses.contrastive import contrastive_loss
-from simzss.models.pooling import prototype_sums, similarity_pool, span_sum
-from tests.support.ragged import slots
+from simzss.models.pooling import similarity_pool
+from tests.support.ragged import concept_sums, slots
 
 
 def unit(vector):
@@ -56,14 +56,14 @@ def tensors(spans):
 def test_prototypes_and_pooling(case):
     tokens, patches, spans, num_concepts = case
     rows, start, end, ids = tensors(spans)
-    sums = prototype_sums(span_sum(tokens, rows, start, end), ids, num_concepts)
+    sums = concept_sums(tokens, rows, start, end, ids, num_concepts)
     prototypes, present = global_prototypes(sums, ids)
     expected = loop_prototypes(tokens, spans, num_concepts)
     assert present.tolist() == [concept in expected for concept in range(num_concepts)]
     for concept in range(num_concepts):
         reference = expected.get(concept, [0.0] * 8)
         assert prototypes[concept].tolist() == pytest.approx(reference, abs=1e-12)
-    pooled = similarity_pool(prototypes[ids], patches, rows, slots(rows), 0.1)
+    pooled = similarity_pool(prototypes[ids], patches, rows, *slots(rows), 0.1)
     for m, (row, _, _, concept) in enumerate(spans):
         assert pooled[m].tolist() == pytest.approx(loop_pool(expected[concept], patches[row].tolist(), 0.1), abs=1e-12)
 
@@ -72,8 +72,8 @@ def test_prototypes_and_pooling(case):
 def test_concept_loss(case, target):
     tokens, patches, spans, num_concepts = case
     rows, start, end, ids = tensors(spans)
-    prototypes, present = global_prototypes(prototype_sums(span_sum(tokens, rows, start, end), ids, num_concepts), ids)
-    pooled = similarity_pool(prototypes[ids], patches, rows, slots(rows), 0.1)
+    prototypes, present = global_prototypes(concept_sums(tokens, rows, start, end, ids, num_concepts), ids)
+    pooled = similarity_pool(prototypes[ids], patches, rows, *slots(rows), 0.1)
     ours = concept_loss(pooled, prototypes, present, ids, 0.07, target)
 
     expected = loop_prototypes(tokens, spans, num_concepts)
@@ -111,7 +111,7 @@ def test_no_concept_gives_zero_loss_with_a_gradient():
     sums = torch.zeros(7, 8, requires_grad=True)
     none = torch.empty(0, dtype=torch.long)
     prototypes, present = global_prototypes(sums, none)
-    pooled = similarity_pool(prototypes[none], torch.empty(2, 6, 8), none, none, 0.1)
+    pooled = similarity_pool(prototypes[none], torch.empty(2, 6, 8), none, none, 0, 0.1)
     loss = concept_loss(pooled, prototypes, present, none, 0.07, "concept")
     loss.backward()
     assert float(loss) == 0.0

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from simzss.losses.concept import TARGETS, concept_loss, global_prototypes
 from simzss.losses.contrastive import contrastive_loss
-from simzss.models.pooling import prototype_sums, similarity_pool, span_sum
-from tests.support.ragged import slots
+from simzss.models.pooling import similarity_pool
+from tests.support.ragged import concept_sums, slots
 
 WORLD, PER_RANK, CONCEPTS, WIDTH = 2, 4, 9, 8
 SPANS = {  # (row of the joint batch, start, end, concept)
@@ -33,9 +33,9 @@ def step(weight, scale, tokens, patches, cls, spans, target):
     """Loss of the rows given; `weight` stands for the text tower."""
     tokens = tokens @ weight
     rows, start, end, ids = torch.tensor(spans, dtype=torch.long).reshape(-1, 4).T
-    sums = prototype_sums(span_sum(tokens, rows, start, end), ids, CONCEPTS)
+    sums = concept_sums(tokens, rows, start, end, ids, CONCEPTS)
     prototypes, present = global_prototypes(sums, ids)
-    pooled = similarity_pool(prototypes[ids], patches, rows, slots(rows), 0.1)
+    pooled = similarity_pool(prototypes[ids], patches, rows, *slots(rows), 0.1)
     contrastive = contrastive_loss(cls, F.normalize(tokens.mean(dim=1), dim=-1), scale)
     return contrastive + 0.5 * concept_loss(pooled, prototypes, present, ids, 0.07, target)
 

@@ -1,0 +1,1 @@
+"""A folder of features of a frozen backbone: made once (`build`), opened by training (`store`)."""
