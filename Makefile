@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
 
-.PHONY: help setup demo test real-test rehearsal kills bench lint clean
+.PHONY: help setup demo test real-test rehearsal kills bench bench-gpu lint clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ kills: $(VENV)/.ready  ## the annotation of captions killed ten times under each
 
 bench: $(VENV)/.ready  ## speed against baselines, side by side, to outputs/bench.json; BENCH=evaluation for one row
 	$(BIN)/python -m tests.bench $(BENCH)
+
+bench-gpu: $(VENV)/.ready  ## the whole COCO run timed on this machine, 10 minutes of a large GPU: outputs/recipe.md; RECIPE="images=… batch=…"
+	$(BIN)/python -m tests.bench.recipe $(RECIPE)
 
 lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff check .

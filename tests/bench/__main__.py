@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simzss.errors import InputError, nearest, run_program
-from tests.bench import captions, evaluation, memory
+from tests.bench import captions, evaluation, memory, training
 from tests.bench.rows import Row, machine, write
 
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     "evaluation": evaluation.run,
     "memory": memory.run,
     "captions": captions.run,
+    "training": training.run,
 }
 OUTPUT = Path("outputs/bench.json")
 

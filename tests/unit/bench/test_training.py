@@ -1,0 +1,84 @@
+"""What `make bench BENCH=training` counts and compares, on towers of a few thousand weights."""
+
+import pytest
+import torch
+
+from simzss.data.batch import collate
+from simzss.data.encoding import EncodedCaption
+from tests.bench import floors
+from tests.bench.original import padded_text
+from tests.bench.parts import PartsModule, caption_lengths, measure_peaks
+from tests.bench.report import table
+from tests.bench.runs import StepTimes, make_run
+from tests.bench.training import Training
+
+BACKBONE = ("backbone=dino_vits16", "backbone.weights=random", "backbone.timm_name=test_vit.r160_in1k")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    more = ("text.layers=2", "text.width=64")
+    training = Training(tmp_path_factory.mktemp("bench"), (*BACKBONE, "backbone.image_size=64"), 8, 4, more)
+    training.make_cache(training.setting.features, training.setting.shards)
+    return training
+
+
+def test_text_tower_row(bench):
+    row = bench.text_tower()
+    assert row.name == "text_tower" and row.unit == "captions/s"
+    assert row.ours > row.baseline > 0  # 14 tokens against 77
+    assert all(parameter.grad is None for parameter in bench.model.parameters())
+
+
+def test_caches_of_more_and_more_images(bench):
+    rows = bench.numbers()
+    assert [row["images"] for row in rows] == [2, 4, 8]
+    assert rows[0]["MB"] < rows[1]["MB"] < rows[2]["MB"]
+    assert all(row["making"] > 0 and row["step"] > 0 for row in rows)
+
+
+def test_parts_module_steps_as_the_module_does(bench):
+    """Handed what the towers make, its loss is the loss; and what the parts count is what the batch holds."""
+    found = {}
+
+    class Look(StepTimes):
+        def on_train_end(self, trainer, pl_module):
+            batch = next(iter(pl_module.data.batches(0))).to(pl_module.device)
+            with trainer.precision_plugin.train_step_context():
+                towers = pl_module.encode_image(batch), pl_module.encode_text(batch)
+                pl_module.given = towers
+                found["given"] = pl_module.training_step(batch, 0).item()
+                pl_module.given = None
+                pl_module._log = lambda *_: None
+                found["whole"] = pl_module.training_step(batch, 0).item()
+            found["captions"] = sum(captions for captions, _ in caption_lengths(batch))
+
+    watch = Look()
+    make_run(bench.setting.cached(4, "trainer.max_steps=3"), bench.folder, [watch], bench.model, PartsModule).fit()
+    assert found["given"] == found["whole"]
+    assert found["captions"] == 4
+    assert watch.steps == 3 and watch.seconds_per_step > 0 and watch.peak_memory > 0
+    assert watch.training < watch.first < watch.last
+
+
+def test_lengths_are_those_of_the_captions():
+    captions = [EncodedCaption(tuple(range(length)), ()) for length in (3, 5, 5, 9)]
+    assert caption_lengths(collate(captions, 0)) == [(1, 3), (2, 5), (1, 9)]
+    ids, mask = padded_text(captions, 12, 0)
+    assert ids.shape == (4, 12) and mask.sum().item() == 22
+
+
+def test_peaks():
+    peaks = measure_peaks(torch.device("cpu"), "32-true", side=64, megabytes=1)
+    assert peaks.towers > 0 and peaks.full > 0 and peaks.bandwidth > 0
+
+
+def test_longer_captions_have_a_higher_floor(bench):
+    shape = floors.text_of(bench.model.text_encoder)
+    works = [floors.text_forward(shape, [(4, length)]) for length in (8, 16)]
+    assert works[0].flops < works[1].flops and works[0].bytes < works[1].bytes
+
+
+def test_table():
+    text = table(["a", "b"], [["x", 0.012345], [12, None], [1234.5, 2.0]])
+    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| x | 0.0123 |", "| 12 |  |", "| 1,234 | 2 |"]
