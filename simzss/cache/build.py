@@ -29,7 +29,7 @@ from simzss.cache.quantise import bytes_per_image, pack
 from simzss.cache.settings import CacheSettings, check_settings
 from simzss.cache.views import Views
 from simzss.data.batch import summarise_skipped
-from simzss.data.shards import Skipped, count_samples, expand_shards
+from simzss.data.shards import Skipped, count_samples, expand_shards, read_indexes, unfinished
 from simzss.distributed import failing_together, gather_values, process_group, rank, world_size
 from simzss.errors import InputError
 from simzss.models.backbone import Backbone
@@ -100,6 +100,8 @@ def build_cache(
             is no readable image.
     """
     began = time.monotonic()
+    if rank() == 0 and (incomplete := unfinished(read_indexes(urls))):
+        log.warning("%s", incomplete)
     with ExitStack() as stack:
         with failing_together():
             backbone.to(device).use_precision(precision)

@@ -5,7 +5,6 @@ import json
 import logging
 import platform
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -17,7 +16,7 @@ from simzss.data.batch import Batch, summarise_skipped
 from simzss.data.encoding import CaptionEncoder
 from simzss.data.prefetch import Prefetched
 from simzss.data.shards import Skipped, count_samples, expand_shards, read_indexes, shard_order, unfinished
-from simzss.data.stream import OrderedBlocks, TrainingStream, assemble
+from simzss.data.stream import OrderedBlocks, TrainingStream, assemble, workers_ended
 from simzss.data.transforms import RandomCrop, WholeImage
 from simzss.distributed import gather_values, rank, world_size
 from simzss.errors import InputError
@@ -210,15 +209,17 @@ class StreamedData(CaptionData):
         limit = max(1, self.norm_images // world_size())
         seen = 0
         # Not the first shards of the list: these may all come from one of several sets.
-        urls = list(islice(shard_order(self.urls, self.seed, 0, 0, 1), len(self.urls)))
+        urls = next(shard_order(self.urls, self.seed, 0))
         # Fewer images at a time where few are dealt to many ranks: each gets some.
         size = max(1, min(BLOCK, self.samples // world_size()))
-        for block in self._loader(OrderedBlocks(urls, WholeImage(self.backbone.image_size), size)):
-            if len(block.image):
-                yield self.backbone.to(self.device)(block.image.to(self.device, non_blocking=True))
-            seen += len(block.image)
-            if seen >= limit:
-                return
+        blocks = iter(self._loader(OrderedBlocks(urls, WholeImage(self.backbone.image_size), size)))
+        with workers_ended(blocks):
+            for block in blocks:
+                if len(block.image):
+                    yield self.backbone.to(self.device)(block.image.to(self.device, non_blocking=True))
+                seen += len(block.image)
+                if seen >= limit:
+                    return
 
     def _loader(self, dataset: IterableDataset) -> DataLoader:
         # The generator keeps the loader from drawing its worker seed from the run's own random stream.

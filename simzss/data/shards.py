@@ -103,19 +103,14 @@ def _is_file(text: str) -> bool:
     return os.path.isfile(text)  # noqa: PTH113 - Path.is_file raises on text longer than a file name, as patterns may be
 
 
-def shard_order(urls: Sequence[str], seed: int, epoch: int, consumer: int, consumers: int) -> Iterator[str]:
-    """Endless stream of shards for one of `consumers` readers: every pass is a fresh permutation, dealt out in turn.
-
-    With fewer shards than readers each reader goes through all shards in an order of its own.
-    """
+def shard_order(urls: Sequence[str], seed: int, epoch: int) -> Iterator[list[str]]:
+    """Endless passes over the shards, each a fresh permutation of them."""
     passes = 0
     while True:
-        # String seeds are hashed by Random in a way that is stable across processes and versions.
-        alone = len(urls) < consumers
-        rng = random.Random(f"{seed}/{epoch}/{passes}/{consumer if alone else 'all'}")
         order = list(urls)
-        rng.shuffle(order)
-        yield from order if alone else order[consumer::consumers]
+        # String seeds are hashed by Random in a way that is stable across processes and versions.
+        random.Random(f"{seed}/{epoch}/{passes}").shuffle(order)
+        yield order
         passes += 1
 
 

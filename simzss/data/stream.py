@@ -307,17 +307,14 @@ def _passes(urls: Sequence[str], seed: int, epoch: int, reader: int, readers: in
     """
     common = math.gcd(len(urls), readers)
     cuts, share = readers // common, len(urls) // common  # parts of a shard and of a reader
-    order = shard_order(urls, seed, epoch, 0, 1)
-    passes = 0
-    while True:
+    for passes, order in enumerate(shard_order(urls, seed, epoch)):
         first = (reader + passes) % readers * share
         parts = []
-        for number, url in enumerate(islice(order, len(urls))):
+        for number, url in enumerate(order):
             begin, end = max(first, number * cuts), min(first + share, (number + 1) * cuts)
             if begin < end:
                 parts.append(_Part(url, range(begin - number * cuts, end - number * cuts), cuts))
         yield parts
-        passes += 1
 
 
 @dataclass(frozen=True)

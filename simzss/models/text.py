@@ -68,6 +68,14 @@ class TextEncoder(nn.Module):
                 module.eval()
         return self
 
+    def compile_body(self, **options: Any) -> None:
+        """Let torch compile the transformer for all shapes at once: blocks of captions have others in every batch.
+
+        Args:
+            options: of `torch.compile`, such as its backend.
+        """
+        self.body.compile(dynamic=True, **options)
+
     def tokenize(self, texts: Sequence[str]) -> Any:
         """Token ids, masks and character offsets of `texts` as lists, truncated to the context length."""
         return self.tokenizer(list(texts), truncation=True, max_length=self.context_length, return_offsets_mapping=True)

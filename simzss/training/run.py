@@ -124,8 +124,7 @@ def train(config: DictConfig) -> Path:
         # steps as bfloat16 has.
         torch.set_float32_matmul_precision("high")
     if plain["trainer"]["compile"]:
-        # For all shapes at once: blocks of captions have other ones in every batch.
-        module.model.text_encoder.body.compile(dynamic=True)
+        module.model.text_encoder.compile_body()
     with naming_lost_processes():
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     return _write_model(plain, output, trainer, module, data)

@@ -79,7 +79,7 @@ def make_run(
         plain["trainer"]["micro_batch"],
     )
     if plain["trainer"]["compile"]:
-        model.text_encoder.body.compile(dynamic=True)
+        model.text_encoder.compile_body()
     return Run(plain, precision, module, data, trainer)
 
 

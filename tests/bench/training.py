@@ -31,6 +31,7 @@ from tests.bench.original import padded_text
 from tests.bench.parts import Part, Peaks, measure_parts, measure_peaks, timed
 from tests.bench.photos import CAPTIONS, SIZE, coco_like_captions, write_photos
 from tests.bench.report import parts_table, peaks_text, table, write_report
+from tests.bench.roofline import PICTURE, draw
 from tests.bench.rows import Row, machine, throughput
 from tests.bench.runs import step_times
 from tests.bench.steps import KINDS, Setting, compare_steps, cores
@@ -46,9 +47,11 @@ LENGTHS = (8, 16, 32, 77)
 
 
 def run() -> list[Row]:
-    """All rows; writes the tables."""
+    """All rows; writes the tables and draws the picture."""
     with tempfile.TemporaryDirectory() as name:
-        return Training(Path(name)).run()
+        rows = Training(Path(name)).run()
+    draw(json.loads(OUTPUT.with_suffix(".json").read_text(encoding="utf-8")), PICTURE)
+    return rows
 
 
 class Training:

@@ -89,7 +89,7 @@ def test_torchrun_on_two_nodes_trains_as_one_process(shards, alone, tmp_path):
     assert_equal_runs(tmp_path / "run", alone)
     assert [[path.name for path in node.folder.iterdir()] for node in nodes] == [["log"], ["log"]]
     assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
-    assert ["computing features" in node.log for node in nodes] == [True, False]
+    assert ["features of 32 images, " in node.log for node in nodes] == [True, False]
 
 
 def test_slurm_on_two_nodes_goes_on_from_one_node(shards, alone, tmp_path, monkeypatch):
@@ -136,13 +136,17 @@ def test_a_node_that_ends_ends_the_other(shards, alone, tmp_path, ending):
     ("launcher", "second", "says"),
     [
         (torchrun, "data.shards=/nowhere/*.tar", "data.shards=/nowhere/*.tar matches no file"),
-        (slurm, "data.shards={shards}/shard-0.tar", "sees 1 shards of 16 samples, process 0 on"),
+        (slurm, "data.shards={shards}/shard-0.tar", "sees other shards (1) than process 0 on"),
+        (torchrun, "data=shards data.shards={shards}/shard-0.tar", "sees 1 shards of 16 samples, process 0 on"),
         (torchrun, "backbone.weights=/nowhere.safetensors", "/nowhere.safetensors"),
     ],
 )
 def test_what_one_node_lacks_is_said_by_both(shards, tmp_path, launcher, second, says):
     common = arguments(shards, tmp_path / "run")
-    nodes = start(tmp_path, [common, [*common, second.format(shards=shards)]], launcher)
+    *kind, lacking = second.format(shards=shards).split()
+    if kind:
+        common[common.index("data=cached")] = kind[0]
+    nodes = start(tmp_path, [common, [*common, lacking]], launcher)
     assert finish(nodes, 30) == [2, 2], [node.log for node in nodes]
     first, other = map(error_of, nodes)
     assert says in first and says in other and "process 1 on " in first

@@ -333,29 +333,18 @@ def test_path_that_exists_is_no_pattern(tree, folder):
 URLS = [f"s{i}" for i in range(7)]
 
 
-@pytest.mark.parametrize("consumers", [1, 2, 3, 7])
-def test_every_shard_once_per_pass_over_all_consumers(consumers):
-    streams = [shard_order(URLS, 5, 1, consumer, consumers) for consumer in range(consumers)]
-    shares = [len(URLS[consumer::consumers]) for consumer in range(consumers)]
-    passes = [[list(islice(stream, share)) for stream, share in zip(streams, shares, strict=True)] for _ in range(4)]
-    for dealt in passes:
-        assert sorted(url for share in dealt for url in share) == URLS
-    assert len({str(dealt) for dealt in passes}) == 4, "every pass is another permutation"
+def test_every_pass_is_another_permutation():
+    passes = list(islice(shard_order(URLS, 5, 1), 4))
+    assert all(sorted(order) == URLS for order in passes)
+    assert len({tuple(order) for order in passes}) == 4
 
 
 def test_shard_order_depends_on_seed_and_epoch_only():
     def order(seed, epoch):
-        return list(islice(shard_order(URLS, seed, epoch, 0, 1), 14))
+        return list(islice(shard_order(URLS, seed, epoch), 2))
 
     assert order(3, 0) == order(3, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (3, 4) for epoch in (0, 1)}) == 4
-
-
-def test_fewer_shards_than_consumers():
-    streams = [list(islice(shard_order(URLS, 5, 1, consumer, 8), 14)) for consumer in range(8)]
-    for stream in streams:
-        assert sorted(stream[:7]) == sorted(stream[7:]) == URLS
-    assert len({tuple(stream) for stream in streams}) > 1
+    assert len({str(order(seed, epoch)) for seed in (3, 4) for epoch in (0, 1)}) == 4
 
 
 def index(folder: Path, content) -> None:

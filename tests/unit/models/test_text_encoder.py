@@ -345,3 +345,35 @@ def test_positions_that_tokens_cannot_use(tmp_path):
     fitting = make_bert(folder, context_length=22).eval()
     assert encode_alone(fitting, "dog " * 30)[1].tokens.shape == (1, 22, 64)
     refused(lambda: make_bert(folder, context_length=24), "text.context_length=24", "22")
+
+
+# Compilation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["scratch", "bert"])
+def test_compiled_once_for_all_shapes(kind, bert_folder):
+    """By the tracer alone (backend `eager`), which needs no compiler: what it makes of one shape serves the others."""
+    encoder = (make_scratch() if kind == "scratch" else make_bert(bert_folder)).eval()
+    names = set(encoder.state_dict())
+    shapes = [(4, 7), (9, 5), (3, 16), (6, 11), (2, 3)]
+    blocks = [(torch.randint(len(BERT_WORDS), shape), torch.ones(shape, dtype=torch.long)) for shape in shapes]
+    for _, mask in blocks:
+        mask[0, -1] = 0
+    expected = [encoder(*block) for block in blocks]
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    encoder.compile_body(backend=backend)
+    made = []  # graphs after each shape
+    for block, plain in zip(blocks, expected, strict=True):
+        found = encoder(*block)
+        made.append(len(graphs))
+        torch.testing.assert_close(found.tokens, plain.tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.pooled, plain.pooled, rtol=1e-5, atol=1e-5)
+    assert made == [made[0]] * len(blocks) and made[0] > 0
+    assert set(encoder.state_dict()) == names
+    torch.compiler.reset()
