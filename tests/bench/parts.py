@@ -28,7 +28,7 @@ NAMES = ("data", "vision", "text", "loss", "optimiser")
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a machine does at most, measured: products in the precision of the towers and in float32, and copying.
+    """What a machine does at most, measured: products in the precision of the towers and in float32, and memory.
 
     Attributes:
         towers: FLOP/s, of products in bfloat16 where the towers run in it, else in float32.
@@ -74,13 +74,13 @@ class Part:
 
 
 def measure_peaks(device: torch.device, precision: str, side: int | None = None, megabytes: int | None = None) -> Peaks:
-    """Time large products and a large copy, the best of several.
+    """Time large products, and large tensors copied, changed in place and read; the best of several.
 
     Args:
         device: whose.
         precision: `bf16-mixed` or `32-true`.
         side: of the square matrices; None for what suits the device.
-        megabytes: of the copied tensor.
+        megabytes: of each such tensor.
     """
     small = device.type == "cpu"
     side = side or (2048 if small else 8192)
@@ -97,9 +97,15 @@ def measure_peaks(device: torch.device, precision: str, side: int | None = None,
     with matmul_precision(precision):
         towers = products(torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
         full = products(torch.float32)
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.ones_like(source)
-    return Peaks(towers, full, rate(2 * size, lambda: target.copy_(source)))
+    source = torch.ones(size // 4, device=device)
+    target = torch.zeros_like(source)
+    # A CPU that copies also fetches what it overwrites, which is not counted; one that changes in place does not.
+    ways = (
+        rate(2 * size, lambda: target.copy_(source)),
+        rate(2 * size, lambda: target.mul_(0.5)),
+        rate(2 * size, lambda: torch.dot(source, target)),
+    )
+    return Peaks(towers, full, max(ways))
 
 
 def timed(device: torch.device, action: Callable[[], Value]) -> tuple[Value, float]:

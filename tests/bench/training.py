@@ -39,10 +39,10 @@ from tests.bench.steps import KINDS, Setting, compare_steps, cores
 OUTPUT = Path("outputs/bench_training")
 COMMAND = "make bench BENCH=training"
 IMAGES = 256
-BATCH = 64
+BATCH = 128
 BACKBONE = ("backbone=dinov2_vitb14_reg4", "backbone.weights=random")
 STEPS = {"cached": 4, "uncached": 2, "original": 1}
-BATCHES = (64, 128, 256)
+BATCHES = (64, 128, 256)  # in a run at BATCH
 LENGTHS = (8, 16, 32, 77)
 
 

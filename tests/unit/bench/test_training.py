@@ -7,7 +7,7 @@ from simzss.data.batch import collate
 from simzss.data.encoding import EncodedCaption
 from tests.bench import floors
 from tests.bench.original import padded_text
-from tests.bench.parts import PartsModule, caption_lengths, measure_peaks
+from tests.bench.parts import PartsModule, caption_lengths, measure_peaks, timed
 from tests.bench.report import table
 from tests.bench.runs import StepTimes, make_run
 from tests.bench.training import Training
@@ -71,6 +71,18 @@ def test_lengths_are_those_of_the_captions():
 def test_peaks():
     peaks = measure_peaks(torch.device("cpu"), "32-true", side=64, megabytes=1)
     assert peaks.towers > 0 and peaks.full > 0 and peaks.bandwidth > 0
+
+
+def test_no_streaming_beats_the_peak():
+    """A copy alone is no peak: a CPU fetches what it overwrites, and updates in place were faster than such a floor."""
+    device, values = torch.device("cpu"), torch.ones(16_000_000)
+
+    def holds():
+        peaks = measure_peaks(device, "32-true", side=64, megabytes=64)
+        reached = max(2 * values.nbytes / timed(device, lambda: values.mul_(1.0))[1] for _ in range(5))
+        return reached < 1.25 * peaks.bandwidth
+
+    assert any(holds() for _ in range(4))  # other work may slow down the one and not the other
 
 
 def test_longer_captions_have_a_higher_floor(bench):
