@@ -131,7 +131,7 @@ class CachedData(CaptionData):
         self, captions: list[EncodedCaption], rows: torch.Tensor, views: torch.Tensor, image_row: torch.Tensor | None
     ) -> Batch:
         options: dict[str, Any] = {"image_row": image_row, "most_captions": self.micro_batch}
-        if self.store.placement == "device":  # gathered there, in the step: no copy of the batch waits in its memory
+        if self.store.on_accelerator:  # gathered there, in the step: no copy of the batch waits in its memory
             return collate(captions, self.encoder.pad_id, row=rows, view=views, **options)
         return collate(captions, self.encoder.pad_id, features=self.store.rows(rows, views), **options)
 

@@ -94,6 +94,15 @@ def build_data(plain: Mapping[str, Any], model: SimZSS, bank: ConceptBank, preci
     return CachedData(model, bank, **options, settings=CacheSettings(**making), precision=precision)
 
 
+def build_module(
+    plain: Mapping[str, Any], model: SimZSS, bank: ConceptBank, kind: type[SimZSSModule] = SimZSSModule
+) -> SimZSSModule:
+    """The module that trains `model` as configured, of the class `kind`."""
+    optim = OptimConfig(**{**plain["optim"], "betas": tuple(plain["optim"]["betas"])})
+    loss, micro_batch = LossConfig(**plain["loss"]), plain["trainer"]["micro_batch"]
+    return kind(model, len(bank), loss, optim, plain["seed"], micro_batch)
+
+
 def train(config: DictConfig) -> Path:
     """Train as configured; returns the model folder.
 
@@ -144,14 +153,7 @@ def _prepare(
     model.backbone.use_precision(precision)
     bank = build_bank(plain["concepts"])
     data = build_data(plain, model, bank, precision)
-    module = SimZSSModule(
-        model,
-        len(bank),
-        LossConfig(**plain["loss"]),
-        OptimConfig(**{**plain["optim"], "betas": tuple(plain["optim"]["betas"])}),
-        plain["seed"],
-        plain["trainer"]["micro_batch"],
-    )
+    module = build_module(plain, model, bank)
     return resume, module, data
 
 

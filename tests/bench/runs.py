@@ -17,8 +17,8 @@ from simzss import config as conf
 from simzss.data.datamodule import CaptionData
 from simzss.models.simzss import SimZSS
 from simzss.precision import best_device, resolve_precision
-from simzss.training.module import LossConfig, OptimConfig, SimZSSModule
-from simzss.training.run import build_bank, build_data, build_model, build_trainer, check_settings
+from simzss.training.module import SimZSSModule
+from simzss.training.run import build_bank, build_data, build_model, build_module, build_trainer, check_settings
 
 NEVER = 1_000_000
 
@@ -70,14 +70,7 @@ def make_run(
     model.backbone.use_precision(precision)
     bank = build_bank(plain["concepts"])
     data = build_data(plain, model, bank, precision)
-    module = kind(
-        model,
-        len(bank),
-        LossConfig(**plain["loss"]),
-        OptimConfig(**{**plain["optim"], "betas": tuple(plain["optim"]["betas"])}),
-        plain["seed"],
-        plain["trainer"]["micro_batch"],
-    )
+    module = build_module(plain, model, bank, kind)
     if plain["trainer"]["compile"]:
         model.text_encoder.compile_body()
     return Run(plain, precision, module, data, trainer)
