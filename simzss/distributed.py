@@ -135,16 +135,6 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def minimum(value: int) -> int:
-    """Smallest of every rank's integer."""
-    if world_size() == 1:
-        return value
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
-    return int(tensor)
-
-
 def gather_values(value: Value) -> list[Value]:
     """Every rank's value in rank order, on all ranks; for the little that is no tensor, such as reasons."""
     if world_size() == 1:

@@ -16,7 +16,7 @@ from simzss.data.batch import Batch, collate
 from simzss.data.datamodule import BLOCK, CaptionData, generator_of
 from simzss.data.encoding import EncodedCaption
 from simzss.data.shards import expand_shards
-from simzss.distributed import failing_together, gather_values, minimum, rank, world_size
+from simzss.distributed import failing_together, gather_values, rank, world_size
 from simzss.models.feature_norm import FeatureNorm
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
@@ -81,7 +81,9 @@ class CachedData(CaptionData):
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, equal on all ranks."""
-        return max(1, minimum(len(self.store)) * world_size() // self.batch_size)
+        # Shares are equal to one image. Ranks need not ask each other: the thread that makes batches must not.
+        smallest = self.store.total_images // world_size()
+        return max(1, smallest * world_size() // self.batch_size)
 
     def setup(self, stage: str) -> None:
         """Make the cache if that is asked for; open this rank's share, put it where it fits, encode its captions.

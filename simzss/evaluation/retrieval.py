@@ -132,10 +132,9 @@ def text_vectors(model: SimZSS, texts: Sequence[str], device: torch.device, batc
     vectors = [torch.empty(0, model.backbone.width, device=device)]
     for first in range(0, len(todo), batch_size):
         captions = [Caption(text, ()) for text in todo[first : first + batch_size]]
-        batch = collate(encoder.encode(captions), encoder.pad_id)
-        blocks = batch.to(device).text
-        pooled = [model.encode_text(block.input_ids, block.attention_mask).pooled for block in blocks]
-        vectors.append(torch.cat(pooled)[batch.caption_row.to(device)])
+        batch = collate(encoder.encode(captions), encoder.pad_id).to(device)
+        pooled = [model.encode_text(block.input_ids, block.attention_mask).pooled for block in batch.text]
+        vectors.append(torch.cat(pooled)[batch.caption_row])
     places = torch.arange(rank(), len(distinct), world_size(), device=device)
     everyone = gather_by_index(torch.cat(vectors), places, len(distinct))
     return everyone[torch.tensor([distinct[text] for text in texts], device=device)]
