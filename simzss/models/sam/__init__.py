@@ -1,0 +1,1 @@
+"""Segment Anything models: one frozen interface for SAM, SAM 2 and MobileSAM."""

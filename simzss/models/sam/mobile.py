@@ -1,0 +1,158 @@
+"""MobileSAM from its authors' `mobile_sam.pt`: a TinyViT in the place of SAM's encoder, SAM's decoder behind it."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import LayerNorm2d
+from timm.models.tiny_vit import ConvNorm
+from torch import Tensor, nn
+from transformers import SamConfig, SamModel
+
+from simzss.errors import InputError
+from simzss.models.sam.first import FirstSam
+
+FRAME = 1024
+"""Side of the frame in pixels that the published weights are for."""
+PATCH = 16
+_CHANNELS = 256
+
+# Their names on the left, ours (timm's for the encoder, transformers' for the rest) on the right; applied in order.
+_NAMES = [
+    (r"^image_encoder\.patch_embed\.seq\.0\.", "vision_encoder.patch_embed.conv1."),
+    (r"^image_encoder\.patch_embed\.seq\.2\.", "vision_encoder.patch_embed.conv2."),
+    # What leads from one resolution to the next ends a stage of theirs and begins one of timm's.
+    (r"^image_encoder\.layers\.0\.downsample\.", "vision_encoder.stages.1.downsample."),
+    (r"^image_encoder\.layers\.1\.downsample\.", "vision_encoder.stages.2.downsample."),
+    (r"^image_encoder\.layers\.2\.downsample\.", "vision_encoder.stages.3.downsample."),
+    (r"^image_encoder\.layers\.", "vision_encoder.stages."),
+    (r"^(vision_encoder\..*)\.c\.weight$", r"\1.conv.weight"),
+    (r"^image_encoder\.neck\.", "vision_encoder.neck."),
+    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
+     "prompt_encoder.shared_embedding.positional_embedding"),
+    (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
+    (r"^prompt_encoder\.mask_downscaling\.0\.", "prompt_encoder.mask_embed.conv1."),
+    (r"^prompt_encoder\.mask_downscaling\.1\.", "prompt_encoder.mask_embed.layer_norm1."),
+    (r"^prompt_encoder\.mask_downscaling\.3\.", "prompt_encoder.mask_embed.conv2."),
+    (r"^prompt_encoder\.mask_downscaling\.4\.", "prompt_encoder.mask_embed.layer_norm2."),
+    (r"^prompt_encoder\.mask_downscaling\.6\.", "prompt_encoder.mask_embed.conv3."),
+    (r"^(mask_decoder\.transformer\.layers\.\d+)\.norm(\d)\.", r"\1.layer_norm\2."),
+    (r"^mask_decoder\.transformer\.norm_final_attn\.", "mask_decoder.transformer.layer_norm_final_attn."),
+    (r"^mask_decoder\.output_upscaling\.0\.", "mask_decoder.upscale_conv1."),
+    (r"^mask_decoder\.output_upscaling\.1\.", "mask_decoder.upscale_layer_norm."),
+    (r"^mask_decoder\.output_upscaling\.3\.", "mask_decoder.upscale_conv2."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.0\.", r"\1.proj_in."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.1\.", r"\1.layers.0."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.2\.", r"\1.proj_out."),
+]  # fmt: skip
+# A classifier over ImageNet that the authors left in the file, and tables that follow from the window sizes.
+_UNUSED = re.compile(r"^image_encoder\.(norm_head|head)\.(weight|bias)$|\.attention_bias_idxs$")
+
+
+class MobileEncoder(nn.Module):
+    """TinyViT-5M whose last stage keeps the resolution, and SAM's neck."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body: Any = timm.create_model("tiny_vit_5m_224", pretrained=False)
+        self.patch_embed = body.patch_embed
+        self.stages = body.stages
+        # The authors merge patches into the last stage without a stride, to give SAM its 16 pixels per cell.
+        self.stages[3].downsample.conv2.conv.stride = (1, 1)
+        self.neck = nn.Sequential(
+            nn.Conv2d(body.num_features, _CHANNELS, 1, bias=False),
+            LayerNorm2d(_CHANNELS, eps=1e-6),
+            nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False),
+            LayerNorm2d(_CHANNELS, eps=1e-6),
+        )
+
+    def forward(self, frame: Tensor) -> tuple[Tensor]:
+        """The embedding (B, 256, H / 16, W / 16) of frames (B, 3, H, W), as the only one of a tuple."""
+        return (self.neck(self.stages(self.patch_embed(frame))),)
+
+    def fold(self) -> None:
+        """Put every batch normalisation into the convolution before it: one pass over the map less each."""
+        for module in list(self.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, ConvNorm):
+                    setattr(module, name, child.fuse())
+
+
+def load_mobile(file: Path) -> FirstSam:
+    """MobileSAM from `mobile_sam.pt`.
+
+    Raises:
+        InputError: the file is not that: unreadable, code in it, or a tensor that is missing, surplus or of another
+            shape.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another protocol: they end as an error here
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A truncated archive, a pickle of objects and a file of another kind each fail with a type of their own.
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{file} is no file of MobileSAM's weights: {reason}") from error
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{file} is no file of MobileSAM's weights: it holds no tensors by name")
+    return mobile_sam(str(file), content)
+
+
+def mobile_sam(name: str, weights: Mapping[str, Tensor], frame: int = FRAME) -> FirstSam:
+    """MobileSAM of weights by their official names, for images of `frame` pixels, a multiple of 16.
+
+    Raises:
+        InputError: a tensor that is missing, surplus or of another shape.
+    """
+    model = untrained(frame)
+    _fill(model, name, weights)
+    sam = FirstSam(name, model)
+    model.vision_encoder.fold()
+    model.vision_encoder.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    return sam
+
+
+def untrained(frame: int = FRAME) -> Any:
+    """A `SamModel` for `frame` pixels with a `MobileEncoder` in the place of its ViT."""
+    # The ViT is replaced at once, so it has no layers. The authors' transformer has PyTorch's epsilon in its norms,
+    # where transformers' default has another.
+    vision = {"num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1, "global_attn_indexes": []}
+    config: Any = SamConfig(
+        vision_config=vision | {"image_size": frame},
+        prompt_encoder_config={"image_size": frame, "patch_size": PATCH},
+        mask_decoder_config={"layer_norm_eps": 1e-5},
+    )
+    config._attn_implementation = "sdpa"
+    model: Any = SamModel(config)
+    model.vision_encoder = MobileEncoder()
+    return model
+
+
+def _fill(model: Any, name: str, weights: Mapping[str, Tensor]) -> None:
+    """Load every tensor of the file but those known to be of no use; refuse any that is missing, surplus or odd."""
+    ours = {_ours(key): key for key in weights if not _UNUSED.search(key)}
+    state = {key: weights[official].to(torch.float32) for key, official in ours.items()}
+    # One matrix serves both for prompts and for the cells of the image.
+    shared = "shared_embedding.positional_embedding"
+    if f"prompt_encoder.{shared}" in state:
+        state["shared_image_embedding.positional_embedding"] = state[f"prompt_encoder.{shared}"]
+    expected = model.state_dict()
+    for key in sorted(expected.keys() - state.keys()):
+        raise InputError(f"{name} is no file of MobileSAM's weights: it lacks what is {key} here")
+    for key in sorted(state.keys() - expected.keys()):
+        raise InputError(f"{name} is no file of MobileSAM's weights: its tensor {ours.get(key, key)} is unknown")
+    for key, value in expected.items():
+        if value.shape != state[key].shape:
+            raise InputError(f"{name} is no file of MobileSAM's weights: {ours[key]} is of shape "
+                             f"{tuple(state[key].shape)}, not {tuple(value.shape)}")  # fmt: skip
+    model.load_state_dict(state)
+
+
+def _ours(key: str) -> str:
+    for pattern, replacement in _NAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
