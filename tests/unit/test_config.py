@@ -22,7 +22,7 @@ from simzss.config import (
 )
 from simzss.errors import InputError
 
-ROOTS = {"train": [], "cache": [], "eval": ["benchmark=voc20"], "segment": [], "report": [], "captions": []}
+ROOTS = {"train": [], "cache": [], "eval": ["benchmark=voc20"], "segment": [], "report": [], "captions": [], "clip": []}
 FILES = sorted(str(path.relative_to(CONF_DIR)) for path in CONF_DIR.glob("*/*.yaml"))
 
 
