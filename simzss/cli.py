@@ -200,12 +200,16 @@ def _validate(root: str, plain: dict[str, Any]) -> None:
         return
     from simzss.segmentation.protocol import Protocol
 
-    Protocol(**plain["protocol"])
     if root == "train":
+        Protocol(**plain["protocol"])
         from simzss.training.run import check_settings as check_training
 
         check_training(plain)
-    elif root == "threshold":
+        return
+    from simzss.segmentation.settings import check_settings as check_segmentation
+
+    check_segmentation(plain)
+    if root == "threshold":
         from simzss.evaluation.threshold import check_settings as check_search
 
         check_search(plain)

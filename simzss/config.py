@@ -22,8 +22,10 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys whose default says nothing of their type: null that means a number, and a word that may be a number.
 _INTEGER_OR_NULL = {
-    "trainer.micro_batch", "benchmark.limit", "validation.limit", "protocol.short_side", "num_workers", "batch_size"
+    "trainer.micro_batch", "benchmark.limit", "validation.limit", "protocol.short_side", "num_workers", "batch_size",
+    "correlate.parts",
 }  # fmt: skip
+_NUMBER_OR_NULL = {"correlate.cos_factor", "refine.threshold"}
 _INTEGER_OR_WORD = {"trainer.devices", "text.trainable_layers"}
 
 ProgramConfig = TypeVar("ProgramConfig")
@@ -48,8 +50,8 @@ def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> 
     known = groups_of(root)
     selected = {key: value for key, value in pairs if key in known}
     for group, name in selected.items():
-        if name not in choices(group) and not (group == "experiment" and name == "null"):
-            raise InputError(f"{group}={name} is unknown; {nearest(name, choices(group))}")
+        if name not in choices(group, root) and not (group == "experiment" and name == "null"):
+            raise InputError(f"{group}={name} is unknown; {nearest(name, choices(group, root))}")
     for group in _required_groups(root):
         if group not in selected:
             raise InputError(f"value missing: give {group}=NAME; known: {', '.join(choices(group))}")
@@ -67,9 +69,25 @@ def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> 
     return config
 
 
-def choices(group: str) -> list[str]:
-    """Names that `group=NAME` accepts: the files of `conf/<group>/`."""
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+def choices(group: str, root: str | None = None) -> list[str]:
+    """Names that `group=NAME` accepts: the files of `conf/<group>/`; of experiments those that suit the root.
+
+    An experiment suits a root that has all the groups that it exchanges.
+    """
+    names = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    if group != "experiment" or root is None:
+        return names
+    known = set(groups_of(root))
+    return [name for name in names if _exchanged(name) <= known]
+
+
+def _exchanged(experiment: str) -> set[str]:
+    """Groups that an experiment exchanges, those of the ones that it builds on included."""
+    entries = yaml.safe_load((CONF_DIR / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))["defaults"]
+    found: set[str] = set()
+    for entry in entries:
+        found |= _exchanged(entry) if isinstance(entry, str) else {key.removeprefix("override /") for key in entry}
+    return found
 
 
 def groups() -> list[str]:
@@ -180,7 +198,7 @@ def help_text(root: str, details: bool = False) -> str:
     """What `--help` prints for a root: its file, the choices of its groups, and with `details` their default files."""
     lines = [(CONF_DIR / f"{root}.yaml").read_text(encoding="utf-8")]
     for group in groups_of(root):
-        lines.append(f"{group}: {', '.join(choices(group))}")
+        lines.append(f"{group}: {', '.join(choices(group, root))}")
         if details:
             text = (CONF_DIR / group / f"{_defaults(root)[group]}.yaml").read_text(encoding="utf-8")
             lines += [f"  {group}.{line}" for line in text.splitlines() if not line.startswith("#")]
@@ -244,6 +262,8 @@ def _set(config: DictConfig, key: str, value: str, optional: bool = False) -> No
         return
     if key in _INTEGER_OR_NULL:
         wanted: Any = int | None
+    elif key in _NUMBER_OR_NULL:
+        wanted = float | None
     elif key in _INTEGER_OR_WORD:
         wanted = int if value.lstrip("-").isdigit() else str
     elif isinstance(current, DictConfig):

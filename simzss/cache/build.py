@@ -32,7 +32,7 @@ from simzss.data.batch import summarise_skipped
 from simzss.data.shards import Skipped, count_samples, expand_shards, read_indexes, unfinished
 from simzss.distributed import failing_together, gather_values, process_group, rank, world_size
 from simzss.errors import InputError
-from simzss.models.backbone import Backbone
+from simzss.models.backbone import Backbone, with_proxy
 from simzss.precision import best_device, resolve_precision
 from simzss.whole_files import write_json
 
@@ -66,7 +66,7 @@ def run_cache(config: DictConfig) -> CacheSummary:
         device = torch.device("cpu") if plain["accelerator"] == "cpu" else best_device()
         with failing_together():
             urls = expand_shards(plain["data"]["shards"])
-            backbone = build_backbone(plain["backbone"], plain["seed"])
+            backbone = build_backbone(with_proxy(plain["backbone"], plain["proxy"]), plain["seed"])
             precision = resolve_precision(plain["precision"], device)
         return build_cache(backbone, urls, Path(plain["output"]), settings, device, precision)
 

@@ -75,7 +75,7 @@ def facts_of(backbone: Backbone, views: Views, storage: str, precision: str, gri
 
 def backbone_facts(backbone: Backbone) -> dict[str, Any]:
     """What features of an image depend on in a backbone; `weights` is the fingerprint of the file's values."""
-    return {
+    facts = {
         "name": backbone.name,
         "timm_name": backbone.timm_name,
         "weights": backbone.fingerprint,
@@ -85,6 +85,10 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "mean": backbone.mean.flatten().tolist(),
         "std": backbone.std.flatten().tolist(),
     }
+    if backbone.proxy is not None and backbone.guide is not None:
+        numbers = {key: backbone.proxy[key] for key in ("shift", "gain")}
+        facts["proxy"] = backbone_facts(backbone.guide) | numbers
+    return facts
 
 
 def backbone_differences(facts: CacheFacts, backbone: Backbone) -> list[str]:

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simzss.data.benchmark import IGNORE, Benchmark
-from simzss.data.transforms import ShortSide
-from simzss.distributed import rank, world_size
+from simzss.distributed import gather_values, rank, world_size
 from simzss.errors import InputError
 from simzss.evaluation.counts import Counts
 from simzss.evaluation.metrics import ConfusionMatrix, scores
 from simzss.segmentation.background import Background
+from simzss.segmentation.prepare import Preparation, Prepared
 from simzss.segmentation.segmenter import Segmenter
 from simzss.visualize import index_mask
 
@@ -50,7 +52,8 @@ def evaluate(
 
     Returns:
         On every rank the scores of the whole set: `mIoU`, `aAcc`, `per_class` in per cent, `images`,
-        `official_images`, `protocol`, and those of the `engineered` names.
+        `official_images`, `protocol`, and those of the `engineered` names; where a refinement asks about regions, what
+        became of them: `regions`.
 
     Raises:
         InputError: a photo or a mask that cannot be used.
@@ -59,13 +62,15 @@ def evaluate(
     if engineered and benchmark.engineered_groups is not None:
         rule = Background(**benchmark.background(engineered=True))
         classifiers[ENGINEERED] = segmenter.classifier_of(benchmark.engineered_groups, rule)
+    regions: dict[str, Any] = dict.fromkeys(classifiers)
     metrics = {key: ConfusionMatrix(benchmark.num_labels, IGNORE, len(benchmark)) for key in classifiers}
     for images in load_images(benchmark, segmenter, num_workers):
-        sizes = [(image.mask.shape[0], image.mask.shape[1]) for image in images]
-        predictions = segmenter.predict_resized([image.pixels for image in images], sizes, list(classifiers.values()))
+        predictions = segmenter.predict_prepared([image.photo for image in images], list(classifiers.values()))
         for image, found in zip(images, predictions, strict=True):
             for key, prediction in zip(classifiers, found, strict=True):
                 metrics[key].update(prediction.mask, image.mask, image.index)
+                if prediction.regions is not None:
+                    regions[key] = prediction.regions + regions[key] if regions[key] else prediction.regions
             if visit is not None:
                 visit(benchmark.names[image.index], found[0].mask)
 
@@ -77,6 +82,9 @@ def evaluate(
         names = (classifier.names[0], *names) if classifier.background.present else names
         counts[key] = Counts(tuple(benchmark.names), names, per_image, matrix)
         results[key] = scores(matrix, names) | {"protocol": segmenter.describe(classifier)}
+        asked = [part for part in gather_values(regions[key]) if part is not None]
+        if asked:
+            results[key]["regions"] = reduce(add, asked).by_name(names)
     result = results[PLAIN] | {"images": len(benchmark), "official_images": benchmark.config.official_images}
     return Evaluation(result | ({ENGINEERED: results[ENGINEERED]} if ENGINEERED in results else {}), counts)
 
@@ -108,24 +116,27 @@ def mask_writer(folder: Path, num_classes: int) -> Visitor:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """Image `index` of the benchmark: resized `pixels` (3, h, w) uint8 and its `mask` (H, W) at full size."""
+    """Image `index` of the benchmark: the `photo` as the models take it, and its `mask` (H, W) at full size."""
 
     index: int
-    pixels: Tensor
+    photo: Prepared
     mask: Tensor
 
 
 class _Images(Dataset["LoadedImage | InputError"]):
     """What worker processes do: read, check and resize. An error is handed over, to be raised with its own words."""
 
-    def __init__(self, benchmark: Benchmark, resize: ShortSide) -> None:
+    def __init__(self, benchmark: Benchmark, prepare: Preparation) -> None:
         self.benchmark = benchmark
-        self.resize = resize
+        self.prepare = prepare
 
     def __getitem__(self, index: int) -> "LoadedImage | InputError":
         try:
             example = self.benchmark[index]
-            return LoadedImage(index, self.resize(example.image), example.mask.to(torch.uint8))
+            mask = example.mask.to(torch.uint8)
+            # predicted at the mask's size, which counts, should it not be the photo's
+            photo = replace(self.prepare(example.image), size=(mask.shape[0], mask.shape[1]))
+            return LoadedImage(index, photo, mask)
         except InputError as error:
             return error
 
@@ -139,7 +150,7 @@ def load_images(benchmark: Benchmark, segmenter: Segmenter, num_workers: int) ->
     if benchmark.num_labels > IGNORE:
         raise InputError(f"benchmark {benchmark.config.name} has {benchmark.num_labels} classes; {IGNORE} fit a mask")
     loader: DataLoader[Any] = DataLoader(
-        _Images(benchmark, segmenter.resize),
+        _Images(benchmark, segmenter.prepare),
         # range(rank, n, world) visits each image exactly once; a DistributedSampler would repeat some.
         sampler=range(rank(), len(benchmark), world_size()),
         batch_size=segmenter.ahead,

@@ -22,11 +22,10 @@ from simzss.evaluation.pictures import draw_gallery
 from simzss.evaluation.published import load_published
 from simzss.evaluation.report import Report, curves_from_csv, write_report
 from simzss.evaluation.retrieval import RetrievalConfig, retrieve
-from simzss.models.folder import load_model
+from simzss.models.sam.sam import Sam
 from simzss.models.simzss import SimZSS
-from simzss.segmentation.protocol import Protocol
-from simzss.segmentation.refine.refinement import Refinement
 from simzss.segmentation.segmenter import Segmenter
+from simzss.segmentation.settings import build_segmenter, check_settings, load_configured, load_configured_sam
 from simzss.training.run import build_model
 
 log = logging.getLogger(__name__)
@@ -51,9 +50,11 @@ def run_evaluation(config: DictConfig) -> dict[str, dict[str, Any]]:
     with process_group():
         with failing_together():
             benchmarks = list(_benchmarks(plain["benchmark"]))
-            model, settings = load_model(plain["model"], plain["backbone"]["weights"])
+            check_settings(plain)
+            model, settings = load_configured(plain)
+            sam = load_configured_sam(plain)
             output.mkdir(parents=True, exist_ok=True)
-        run = _Run(plain, output, model, settings)
+        run = _Run(plain, output, model, settings, sam)
         for name, task in benchmarks:
             if isinstance(task, Benchmark):
                 run.segment(task)
@@ -119,6 +120,7 @@ class _Run:
     output: Path
     model: SimZSS
     settings: dict[str, Any]
+    sam: Sam | None
     report: Report = field(default_factory=lambda: Report(title="Zero-shot segmentation", published=load_published()))
 
     @property
@@ -172,15 +174,7 @@ class _Run:
         write_markdown(self.output / "results.md", report)
 
     def _segmenter(self, model: SimZSS, benchmark: Benchmark) -> Segmenter:
-        refine = self.plain["refine"]
-        return Segmenter(
-            model,
-            Protocol(**self.plain["protocol"]).resolved(benchmark.config.short_side),
-            self.readout,
-            self.plain["precision"],
-            refinement=Refinement(**refine | {"dilations": tuple(refine["dilations"])}),
-            batch_size=self.plain["batch_size"],
-        )
+        return build_segmenter(self.plain, model, self.readout, self.sam, benchmark.config)
 
     def _untrained(self) -> SimZSS:
         """The same model before training, with the feature statistics of the trained one."""
@@ -188,6 +182,7 @@ class _Run:
         # The backbone that was just measured, wherever it lies now, not where it lay at training.
         file = self.model.backbone.weights_file
         weights = str(file) if file else before["backbone"]["weights"]
-        untrained = build_model(before["backbone"] | {"weights": weights}, before["text"], before["seed"])
+        now = {"weights": weights, "features": self.model.backbone.features, "proxy": self.model.backbone.proxy}
+        untrained = build_model(before["backbone"] | now, before["text"], before["seed"])
         untrained.feature_norm.load_state_dict(self.model.feature_norm.state_dict())
         return untrained

@@ -17,11 +17,12 @@ from simzss.distributed import failing_together, process_group, rank, total
 from simzss.errors import InputError, nearest
 from simzss.evaluation.evaluate import ENGINEERED, PLAIN, decoding_processes, load_images
 from simzss.evaluation.metrics import scores
-from simzss.models.folder import load_model
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier
-from simzss.segmentation.protocol import Protocol
+from simzss.segmentation.prediction import MapScores
 from simzss.segmentation.segmenter import Segmenter
+from simzss.segmentation.settings import build_segmenter, load_configured, load_configured_sam
+from simzss.segmentation.settings import check_settings as check_segmentation
 
 CANDIDATES = torch.arange(1, 100) / 100
 """Thresholds that are tried: 0.01 to 0.99."""
@@ -36,19 +37,15 @@ def run_threshold(config: DictConfig) -> dict[str, Any]:
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
     check_settings(plain)
+    check_segmentation(plain)
     output = Path(plain["output_dir"])
     with process_group():
         with failing_together():
             benchmark = Benchmark(BenchmarkConfig(**plain["benchmark"]))
-            model, settings = load_model(plain["model"], plain["backbone"]["weights"])
+            model, settings = load_configured(plain)
+            sam = load_configured_sam(plain)
             output.mkdir(parents=True, exist_ok=True)
-        segmenter = Segmenter(
-            model,
-            Protocol(**plain["protocol"]).resolved(benchmark.config.short_side),
-            plain["readout"] or settings["readout"],
-            plain["precision"],
-            batch_size=plain["batch_size"],
-        )
+        segmenter = build_segmenter(plain, model, plain["readout"] or settings["readout"], sam, benchmark.config)
         found = search_threshold(
             segmenter,
             benchmark,
@@ -150,10 +147,11 @@ def _histograms(
     shape = (len(CANDIDATES) + 1, count, count)
     parts = [torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)]
     for images in load_images(benchmark, segmenter, num_workers):
-        sizes = [(image.mask.shape[0], image.mask.shape[1]) for image in images]
-        pixels = [image.pixels for image in images]
-        for image, (found,) in zip(images, segmenter.predict_resized(pixels, sizes, [classifier]), strict=True):
-            codes = found.score()[0].labels(_Codes(classifier)).cpu()
+        predictions = segmenter.predict_prepared([image.photo for image in images], [classifier])
+        for image, (found,) in zip(images, predictions, strict=True):
+            found_scores = found.score()
+            assert isinstance(found_scores, MapScores)  # nothing refines here
+            codes = found_scores.map.labels(_Codes(classifier)).cpu()
             counted = image.mask != IGNORE
             truth, codes = image.mask[counted].long(), codes[counted]
             flat = (codes // count * count + truth) * count + codes % count

@@ -1,22 +1,24 @@
-"""The frozen vision backbone: any timm model as class token + patch grid. The only timm import."""
+"""The frozen vision backbone: any timm model as class token + patch grid."""
 
-import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from simzss.errors import InputError, nearest
-from simzss.models.dense import dense_last_block
+from simzss.models.dense import dense_last_block, proxy_last_block
 from simzss.models.features import ImageFeatures
+from simzss.models.fingerprint import fingerprint
 
-FEATURES = ("last", "value", "self")
+FEATURES = ("last", "value", "self", "proxy")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -28,10 +30,13 @@ class Backbone(nn.Module):
         timm_name: timm's name, tag included.
         weights: local file (.safetensors, .pth, .pt, .bin) or a folder that holds `<name>.<suffix>`;
             None fetches timm's from the hub; `random` leaves it untrained (tests, timing).
-        features: patch features: `last` (output of the last block), or for standard ViTs `value` / `self`
+        features: patch features: `last` (output of the last block), or for standard ViTs `value`, `self` or `proxy`
             (see `simzss.models.dense`).
         project: apply the model's own head (CLIP's projection into the joint space) to every token.
         image_size: side of training images in pixels.
+        proxy: for `features=proxy` the other backbone, whose similarities guide the last block: `name`, `timm_name`,
+            `weights`, `features` as here, and `shift` and `gain` of `simzss.models.dense.proxy_attention`. Without a
+            `timm_name` its features are handed to `forward` and `patch_map`, as the segmenter does with SAM's.
 
     Raises:
         InputError: unknown name or option, weights that are missing or do not fit, a size it cannot take.
@@ -39,6 +44,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    has_tokens: bool
 
     def __init__(
         self,
@@ -48,10 +54,15 @@ class Backbone(nn.Module):
         features: str = "last",
         project: bool = False,
         image_size: int = 224,
+        proxy: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if features not in FEATURES:
             raise InputError(f"backbone.features={features} is unknown; {nearest(features, FEATURES)}")
+        if features == "proxy" and proxy is None:
+            raise InputError("backbone.features=proxy needs another backbone: give proxy=NAME")
+        if features != "proxy" and proxy is not None:
+            raise InputError(f"proxy={proxy['name']} is for backbone.features=proxy, not {features}")
         self.name = name
         self.timm_name = timm_name
         self.features = features
@@ -70,7 +81,9 @@ class Backbone(nn.Module):
         self.check_size(image_size, image_size)
         self.model.to(memory_format=torch.channels_last)  # twice as fast for CNNs on CPU, no matter for ViTs
         self.model.requires_grad_(False)
-        self.fingerprint = _fingerprint(self.model)
+        self.fingerprint = fingerprint(self.model)
+        self.proxy = dict(proxy) if proxy is not None else None
+        self.guide = _guide(proxy) if proxy is not None else None
         self.eval()
         self.width = self._probe_width(timm_name)
 
@@ -87,6 +100,8 @@ class Backbone(nn.Module):
             InputError: full precision is asked for after the weights were rounded.
         """
         lowered = next(self.model.parameters()).dtype == torch.bfloat16
+        if self.guide is not None:
+            self.guide.use_precision(precision)
         if precision == "bf16-mixed":
             self.model.to(torch.bfloat16)
         elif lowered:
@@ -112,39 +127,72 @@ class Backbone(nn.Module):
         return getattr(self.model, "cls_token", None) is None and getattr(self.model, "attn_pool", None) is None
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> ImageFeatures:
+    def forward(self, images: Tensor, guide: Tensor | None = None) -> ImageFeatures:
         """Features of images.
 
         Args:
             images: (B, 3, H, W), uint8 in 0..255 or float in 0..1; H and W multiples of `stride`.
+            guide: (B, G, h', w') features of the same images that guide `features=proxy`; None: those of `proxy`.
 
         Returns:
             `cls` (B, D) and `patches` (B, N, D) in the dtype of the weights, not normalised.
         """
+        cls, patches, grid = self._encode(images, guide)
+        return ImageFeatures(self.model.head(cls) if self.project else cls, self.finish(patches), grid)
+
+    @torch.no_grad()
+    def patch_map(self, images: Tensor, guide: Tensor | None = None) -> Tensor:
+        """Patches of images before `finish`, without the class token: (B, C, h, w); arguments as of `forward`.
+
+        What is done to maps of several windows or cells, such as averaging them, is done here, as long as the features
+        are in the last block's own space.
+        """
+        _, patches, grid = self._encode(images, guide, cls=False)
+        return patches.mT.unflatten(2, grid)
+
+    @torch.no_grad()
+    def finish(self, patches: Tensor) -> Tensor:
+        """What follows the last block: patches (B, N, C) through the norms and the head, (B, N, D)."""
+        patches = patches.to(next(self.model.parameters()).dtype)
+        if self.features != "last":
+            patches = self.model.norm(patches)
+        # timm does this to the pooled token alone: the norm after average pooling, the head
+        if self.has_tokens and isinstance(norm := getattr(self.model, "fc_norm", None), nn.Module):
+            patches = norm(patches)
+        return self.model.head(patches) if self.project else patches
+
+    def _encode(self, images: Tensor, guide: Tensor | None, cls: bool = True) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Class token (B, D) before the head, patches (B, N, C) before `finish`, their grid."""
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
-        images = (images.to(self.mean.dtype) / scale - self.mean) / self.std
-        images = images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
+        images = images.to(self.mean.dtype) / scale
+        if self.features == "proxy" and guide is None:
+            guide = self._guide_map(images)
+        normal = ((images - self.mean) / self.std).to(
+            next(self.model.parameters()).dtype, memory_format=torch.channels_last
+        )
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         try:
-            cls, patches = self._last(images) if self.features == "last" else self._dense(images)
+            token, patches = self._last(normal) if self.features == "last" else self._dense(normal, grid, guide, cls)
         except (AssertionError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or images.shape[-2:] == (self.image_size, self.image_size):
                 raise
             raise InputError(f"backbone {self.name} takes images of {self.image_size} x {self.image_size} but not of "
                              f"{images.shape[-2]} x {images.shape[-1]}: {error}") from error  # fmt: skip
-        if patches.ndim == 4:  # a map: channels first or last
-            patches = patches if patches.shape[-1] == cls.shape[-1] else patches.permute(0, 2, 3, 1)
+        self.has_tokens = patches.ndim == 3  # the same at every call, the first being that of the constructor
+        if not self.has_tokens:  # a map: channels first or last
+            patches = patches if patches.shape[-1] == token.shape[-1] else patches.permute(0, 2, 3, 1)
             grid = (patches.shape[1], patches.shape[2])
             patches = patches.flatten(1, 2)
-        return ImageFeatures(cls, patches, grid)
+        return token, patches, grid if guide is None else (guide.shape[2], guide.shape[3])
 
     def _last(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.model.forward_features(images)
         cls = self.model.forward_head(tokens, pre_logits=True)
-        patches = tokens[:, self.model.num_prefix_tokens :] if tokens.ndim == 3 else tokens
-        return self._finish(cls, patches)
+        return cls, tokens[:, self.model.num_prefix_tokens :] if tokens.ndim == 3 else tokens
 
-    def _dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _dense(
+        self, images: Tensor, grid: tuple[int, int], guide: Tensor | None, with_cls: bool
+    ) -> tuple[Tensor, Tensor]:
         model, prefix = self.model, self.model.num_prefix_tokens
         (tokens,) = model.forward_intermediates(
             images,
@@ -157,19 +205,32 @@ class Backbone(nn.Module):
         if prefix > 0:
             patches, prefix_tokens = tokens
             tokens = torch.cat([prefix_tokens, patches], dim=1)
-        cls = model.forward_head(model.norm(model.blocks[-1](tokens)), pre_logits=True)
-        patches = model.norm(dense_last_block(model.blocks[-1], tokens, self.features))[:, prefix:]
-        return self._finish(cls, patches)
+        last = model.blocks[-1]
+        cls = model.forward_head(model.norm(last(tokens)), pre_logits=True) if with_cls else tokens[:, 0]
+        if guide is not None:
+            assert self.proxy is not None
+            return cls, proxy_last_block(last, tokens, prefix, grid, guide, self.proxy["shift"], self.proxy["gain"])
+        return cls, dense_last_block(last, tokens, self.features)[:, prefix:]
 
-    def _finish(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """What timm does to the pooled token alone, done to the patches: the norm after average pooling, the head."""
-        if patches.ndim == 3 and isinstance(norm := getattr(self.model, "fc_norm", None), nn.Module):
-            patches = norm(patches)
-        return (self.model.head(cls), self.model.head(patches)) if self.project else (cls, patches)
+    def _guide_map(self, images: Tensor) -> Tensor:
+        """(B, G, h', w') features of the other backbone for images (B, 3, H, W) in 0..1."""
+        if self.guide is None:
+            assert self.proxy is not None
+            raise InputError(f"proxy={self.proxy['name']} guides the windows of whole photos in segment, eval and "
+                             "threshold; here give the name of a backbone")  # fmt: skip
+        stride = self.guide.stride
+        sides = [max(stride, round(side / stride) * stride) for side in images.shape[-2:]]
+        if sides != list(images.shape[-2:]):
+            images = F.interpolate(images, sides, mode="bicubic", antialias=True).clamp(0, 1)
+        found = self.guide(images)
+        return found.patches.mT.unflatten(2, found.grid)
 
     def _probe_width(self, timm_name: str) -> int:
+        images = torch.zeros(1, 3, self.image_size, self.image_size)
+        cells = self.image_size // self.stride
+        guide = torch.ones(1, 1, cells, cells) if self.proxy is not None and self.guide is None else None
         try:
-            out = self(torch.zeros(1, 3, self.image_size, self.image_size))
+            out = self(images, guide)
         except (AssertionError, RuntimeError) as error:
             raise InputError(f"image size {self.image_size} does not fit backbone {self.name}: {error}") from error
         except (AttributeError, TypeError) as error:
@@ -181,6 +242,11 @@ class Backbone(nn.Module):
             raise InputError(f"backbone {self.name}: class token has {out.cls.shape[-1]} channels, patches have "
                              f"{out.patches.shape[-1]}; project={self.project} does not suit it")  # fmt: skip
         return int(out.cls.shape[-1])
+
+
+def with_proxy(backbone: Mapping[str, Any], proxy: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a `Backbone` from the groups `backbone` and `proxy` of a configuration."""
+    return {**backbone, "proxy": None if proxy["name"] is None else dict(proxy)}
 
 
 def supports_dense(model: nn.Module) -> bool:
@@ -274,13 +340,14 @@ def _build(timm_name: str, **options: Any) -> Any:
     return model
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Short hash of the weights, to tell one set from another."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _guide(options: Mapping[str, Any]) -> Backbone | None:
+    """The other backbone of `features=proxy`; None where its features come from elsewhere."""
+    if options["timm_name"] is None:
+        return None
+    try:
+        return Backbone(**{key: options[key] for key in ("name", "timm_name", "weights", "features")})
+    except InputError as error:
+        raise InputError(f"proxy={options['name']}: {error}".replace("backbone.", "proxy.")) from error
 
 
 def _stride(model: Any, timm_name: str) -> int:

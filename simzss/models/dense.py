@@ -1,15 +1,20 @@
 """Dense features from the last block of a CLIP-like ViT.
 
 The last block of an image-text ViT serves its class token; its patch tokens lose their place. Keeping only the
-attention, fed by a similarity of the patches among themselves, gives patches that mean what they show:
-`value` is MaskCLIP (Zhou et al. 2022: each token keeps its own value), `self` is query-query attention as in
-ClearCLIP (Lan et al. 2024), both without residual and without MLP.
+attention, fed by a similarity of the patches, gives patches that mean what they show: `value` is MaskCLIP (Zhou et al.
+2022: each token keeps its own value), `self` is query-query attention as in ClearCLIP (Lan et al. 2024), and `proxy`
+takes the similarities of another backbone, which knows better what belongs together (ProxyCLIP, Lan et al. 2024;
+Trident, Shi et al. 2024). All are without residual and without MLP.
 """
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_CHUNK = 2**24
+"""Elements of a similarity matrix that are held at a time: a whole photo of 2048 pixels has 4 * 10^8."""
 
 
 def dense_last_block(block: Any, tokens: Tensor, mode: str) -> Tensor:
@@ -23,13 +28,79 @@ def dense_last_block(block: Any, tokens: Tensor, mode: str) -> Tensor:
     Returns:
         (B, T, C) attention output after its projection; no residual, no MLP.
     """
+    query, value = _query_value(block, tokens)
+    if mode == "self":
+        attention = block.attn
+        query = attention.q_norm(query)
+        value = F.scaled_dot_product_attention(query, query, value, scale=attention.scale)
+    return _project(block, value.transpose(1, 2).flatten(2))
+
+
+def proxy_last_block(
+    block: Any, tokens: Tensor, prefix: int, grid: tuple[int, int], guide: Tensor, shift: float, gain: float
+) -> Tensor:
+    """Attention part of the last block with another backbone's similarity in place of query-key.
+
+    Args:
+        block: the last transformer block, of timm's standard pre-norm kind.
+        tokens: (B, prefix + h * w, C) input of the block.
+        prefix: tokens before the patches; they take no part.
+        grid: h and w.
+        guide: (B, G, h', w') features of the other backbone for the same images.
+        shift: see `proxy_attention`.
+        gain: see `proxy_attention`.
+
+    Returns:
+        (B, h' * w', C) on the guide's grid: values are interpolated to it.
+    """
+    _, value = _query_value(block, tokens)
+    maps = value[:, :, prefix:].transpose(2, 3).flatten(1, 2).unflatten(2, grid).float()  # (B, C, h, w)
+    if maps.shape[2:] != guide.shape[2:]:
+        maps = F.interpolate(maps, guide.shape[2:], mode="bilinear")
+    out = proxy_attention(guide.flatten(2).mT, maps.flatten(2).mT, shift, gain)
+    return _project(block, out.to(tokens.dtype))
+
+
+def proxy_attention(guide: Tensor, values: Tensor, shift: float = 1.2, gain: float = 3.0) -> Tensor:
+    """Values averaged over the patches that another backbone finds alike (Trident, section 3.1).
+
+    S = cos(guide, guide); S <- (S - shift * mean(S)) * gain; what is below 0 is left out; softmax over the rest. A
+    patch always keeps itself, so that no row is empty where all patches are alike.
+
+    Args:
+        guide: (B, N, G) features.
+        values: (B, N, C).
+        shift: how many times the mean similarity of an image is taken off.
+        gain: inverse temperature.
+
+    Returns:
+        (B, N, C) float32, a few rows of the similarity matrix being held at a time.
+    """
+    with torch.autocast(guide.device.type, enabled=False):  # a cosine has too few digits in bfloat16 for this
+        unit, values = F.normalize(guide.float(), dim=-1), values.float()
+        # The mean of all cosines is the squared length of the mean unit vector.
+        mean = unit.mean(dim=1).square().sum(dim=-1)[:, None, None]
+        batch, count, _ = unit.shape
+        step = max(1, _CHUNK // (batch * count))
+        rows = []
+        for start in range(0, count, step):
+            scores = (unit[:, start : start + step] @ unit.mT - shift * mean) * gain
+            out = scores < 0
+            out.diagonal(start, 1, 2).fill_(False)
+            rows.append(scores.masked_fill_(out, -torch.inf).softmax(dim=-1) @ values)
+        return torch.cat(rows, dim=1)
+
+
+def _query_value(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and values (B, heads, T, d) of a block's tokens (B, T, C)."""
     attention = block.attn
     batch, length, _ = tokens.shape
     qkv = attention.qkv(block.norm1(tokens)).reshape(batch, length, 3, attention.num_heads, -1)
-    query, _, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, d)
-    if mode == "self":
-        query = attention.q_norm(query)
-        value = F.scaled_dot_product_attention(query, query, value, scale=attention.scale)
-    out = value.transpose(1, 2).reshape(batch, length, -1)
+    query, _, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, value
+
+
+def _project(block: Any, out: Tensor) -> Tensor:
+    attention = block.attn
     out = attention.proj(attention.norm(out) if hasattr(attention, "norm") else out)
     return block.ls1(out) if hasattr(block, "ls1") else out

@@ -43,13 +43,20 @@ class FeatureNorm(nn.Module):
 
     def forward(self, features: ImageFeatures) -> ImageFeatures:
         """(B, D) and (B, N, D) features as L2-normalised float vectors of the same shapes."""
-        cls, patches = features.cls.to(self.cls_mean.dtype), features.patches.to(self.patch_mean.dtype)
+        return ImageFeatures(self._unit(features.cls, self.cls_mean), self.patches(features.patches), features.grid)
+
+    def patches(self, patches: Tensor) -> Tensor:
+        """What `forward` makes of patches (B, N, D)."""
+        return self._unit(patches, self.patch_mean)
+
+    def _unit(self, vectors: Tensor, mean: Tensor) -> Tensor:
+        vectors = vectors.to(mean.dtype)
         if self.mode != "none":
-            cls, patches = cls - self.cls_mean, patches - self.patch_mean
+            vectors = vectors - mean
         if self.mode == "whiten":
-            with torch.autocast(cls.device.type, enabled=False):  # it would round the products to bfloat16
-                cls, patches = cls @ self.matrix, patches @ self.matrix
-        return ImageFeatures(F.normalize(cls, dim=-1), F.normalize(patches, dim=-1), features.grid)
+            with torch.autocast(vectors.device.type, enabled=False):  # it would round the products to bfloat16
+                vectors = vectors @ self.matrix
+        return F.normalize(vectors, dim=-1)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[ImageFeatures]) -> None:

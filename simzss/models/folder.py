@@ -22,6 +22,7 @@ from simzss.models.text import rebuild_text_encoder
 
 FORMAT_VERSION = 1
 _BACKBONE_KEYS = ("name", "timm_name", "weights", "features", "project", "image_size")
+_PROXY_KEYS = ("name", "timm_name", "weights", "features", "shift", "gain")
 
 
 def save_model(model: SimZSS, folder: Path, backbone: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -43,6 +44,8 @@ def save_model(model: SimZSS, folder: Path, backbone: Mapping[str, Any], setting
     named = {key: backbone[key] for key in _BACKBONE_KEYS}
     if model.backbone.weights_file is not None:
         named["weights"] = str(model.backbone.weights_file.resolve())
+    if model.backbone.proxy is not None:
+        named["proxy"] = _named_proxy(model.backbone)
     config = {
         "format_version": FORMAT_VERSION,
         "simzss": __version__,
@@ -55,12 +58,27 @@ def save_model(model: SimZSS, folder: Path, backbone: Mapping[str, Any], setting
     config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_model(source: str | Path, backbone_weights: str | None = None) -> tuple[SimZSS, dict[str, Any]]:
+def _named_proxy(backbone: Backbone) -> dict[str, Any]:
+    assert backbone.proxy is not None and backbone.guide is not None
+    named = {key: backbone.proxy[key] for key in _PROXY_KEYS}
+    if backbone.guide.weights_file is not None:
+        named["weights"] = str(backbone.guide.weights_file.resolve())
+    return named | {"fingerprint": backbone.guide.fingerprint}
+
+
+def load_model(
+    source: str | Path,
+    backbone_weights: str | None = None,
+    features: str | None = None,
+    proxy: Mapping[str, Any] | None = None,
+) -> tuple[SimZSS, dict[str, Any]]:
     """Read a model folder, or the hub repository `owner/name`.
 
     Args:
         source: folder or repository.
         backbone_weights: local file or folder for the backbone, where the recorded place does not hold it.
+        features: of the backbone, other ones than the text was trained with; see `Backbone`.
+        proxy: the other backbone for `features=proxy`, where it is not the one that the text was trained with.
 
     Returns:
         The model, in evaluation mode on the CPU, and its `settings`.
@@ -72,6 +90,7 @@ def load_model(source: str | Path, backbone_weights: str | None = None) -> tuple
     config = _read_config(folder)
     try:
         spec = {key: config["backbone"][key] for key in _BACKBONE_KEYS}
+        spec["proxy"] = config["backbone"].get("proxy")
         fingerprint, text, mode = config["backbone"]["fingerprint"], dict(config["text"]), config["feature_norm"]
         settings = dict(config["settings"])
     except (KeyError, TypeError, ValueError) as error:
@@ -81,8 +100,15 @@ def load_model(source: str | Path, backbone_weights: str | None = None) -> tuple
     elif spec["weights"] not in (None, "random") and not Path(spec["weights"]).exists():
         raise InputError(f"backbone weights {spec['weights']} of model {folder} are not there: "
                          "give backbone.weights=FILE")  # fmt: skip
+    trained_proxy = spec["proxy"]
+    spec["features"] = features or spec["features"]
+    if proxy is not None or spec["features"] != "proxy":
+        spec["proxy"] = proxy
     try:
-        return _build(folder, spec, fingerprint, text, mode), settings
+        model = _build(folder, spec, fingerprint, text, mode)
+        if proxy is None and model.backbone.guide is not None:
+            _check_proxy(folder, model.backbone.guide, trained_proxy)
+        return model, settings
     except InputError as error:
         raise InputError(f"model {folder}: {error}") from error
     except Exception as error:
@@ -101,6 +127,12 @@ def _build(folder: Path, spec: dict[str, Any], fingerprint: str, text: dict[str,
     model = SimZSS(backbone, rebuild_text_encoder(text, backbone.width, tokenizer_dir), mode)
     _load_state(model, folder / "model.safetensors")
     return model.eval()
+
+
+def _check_proxy(folder: Path, guide: Backbone, named: Mapping[str, Any]) -> None:
+    if guide.fingerprint != named["fingerprint"]:
+        weights = named["weights"] or "from the hub"
+        raise InputError(f"weights {weights} of proxy {guide.name} are not those that {folder} was trained with")
 
 
 def _saved_state(model: SimZSS) -> dict[str, Tensor]:

@@ -32,6 +32,10 @@ class SimZSS(nn.Module):
         """(B, 3, H, W) images -> L2-normalised `cls` (B, D) and `patches` (B, N, D)."""
         return self.feature_norm(self.backbone(images))
 
+    def finish_patches(self, maps: Tensor) -> Tensor:
+        """(B, C, h, w) of `Backbone.patch_map`, or what was made of them -> L2-normalised patches (B, h * w, D)."""
+        return self.feature_norm.patches(self.backbone.finish(maps.flatten(2).mT))
+
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> TextFeatures:
         """(B, L) tokens -> L2-normalised `pooled` (B, D) and plain `tokens` (B, L, D), in float32."""
         text = self.text_encoder(input_ids, attention_mask)

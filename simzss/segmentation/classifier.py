@@ -53,6 +53,15 @@ class Classifier:
         rivals.append(scaled[self._count :])
         return torch.cat([torch.cat(rivals).amax(dim=0, keepdim=True), scaled[: self._count]])
 
+    def probabilities(self, similarity: Tensor) -> Tensor:
+        """(S, …) cosines -> (K, …) probabilities whose argmax is the label.
+
+        Class 0 of a background has that of the best of its words, or the threshold where that is more, so that they may
+        sum to more than 1.
+        """
+        logits = self.logits(similarity)
+        return logits.exp() if self._threshold > 0 else logits.softmax(dim=0)
+
     @property
     def prunable(self) -> bool:
         """Whether classes that are not the best have no influence; a probability depends on all of them."""

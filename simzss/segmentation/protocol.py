@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from simzss.errors import InputError, nearest
 
-INFERENCE = ("whole", "slide")
+INFERENCE = ("whole", "slide", "splice")
 MERGES = ("mean", "max")
 
 
@@ -15,11 +15,12 @@ class Protocol:
 
     Args:
         name: by which benchmarks know it.
-        inference: `whole` image or `slide` a window over it.
+        inference: `whole` image; `slide` a window over it and average the scores; or `splice` the features of the
+            windows into one map, which is classified.
         short_side: images are resized so that the short side has so many pixels; None: as the benchmark says for this
             protocol, `crop_size` where nothing says.
-        crop_size: side of a window in pixels (`slide`).
-        stride: between windows in pixels (`slide`).
+        crop_size: side of a window in pixels (`slide`, `splice`).
+        stride: between windows in pixels (`slide`, `splice`).
         templates: name of a set of prompt templates.
         merge: of several names of a class: the `mean` of their vectors, or the `max` of their scores.
         temperature: of the softmax over classes, where the background rule needs probabilities.

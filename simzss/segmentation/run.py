@@ -11,9 +11,7 @@ from simzss import config as conf
 from simzss.data.shards import decode_image
 from simzss.errors import InputError
 from simzss.segmentation.background import Background
-from simzss.segmentation.protocol import Protocol
-from simzss.segmentation.refine.refinement import Refinement
-from simzss.segmentation.segmenter import Segmenter
+from simzss.segmentation.settings import build_segmenter, check_settings, load_configured, load_configured_sam
 from simzss.visualize import index_mask, overlay
 
 
@@ -27,14 +25,10 @@ def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
     plain: dict[str, Any] = conf.to_plain(config)
     classes = parse_classes(plain["classes"])
     _check_images(images)
-    segmenter = Segmenter.from_pretrained(
-        plain["model"],
-        backbone_weights=plain["backbone"]["weights"],
-        protocol=Protocol(**plain["protocol"]),
-        readout=plain["readout"],
-        precision=plain["precision"],
-        refinement=Refinement(**plain["refine"] | {"dilations": tuple(plain["refine"]["dilations"])}),
-    )
+    check_settings(plain)
+    model, settings = load_configured(plain)
+    readout = plain["readout"] or settings.get("readout", "concept")
+    segmenter = build_segmenter(plain, model, readout, load_configured_sam(plain))
     background = plain["background"] | {"words": tuple(plain["background"]["words"])}
     segmenter.set_classes(classes, Background(**background))
     output = Path(plain["output_dir"])

@@ -1,9 +1,9 @@
 """The segmenter: a model, class names, an inference protocol; photos in, label maps out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +16,30 @@ from simzss.data.images import to_rgb
 from simzss.data.transforms import ShortSide
 from simzss.errors import InputError, nearest
 from simzss.models.folder import load_model
+from simzss.models.sam.sam import Sam, SamEncoding
 from simzss.models.simzss import SimZSS
 from simzss.precision import best_device, resolve_precision
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier, ClassNames, ClassProbabilities, build_classifier
+from simzss.segmentation.correlate import Correlation, correlate
+from simzss.segmentation.guide import window_guide
+from simzss.segmentation.prediction import MapScores, Prediction, RegionScores, Scores
+from simzss.segmentation.prepare import Preparation, Prepared
 from simzss.segmentation.prompts import READOUTS
 from simzss.segmentation.protocol import WHOLE_336, Protocol
 from simzss.segmentation.refine.pamr import pamr
-from simzss.segmentation.refine.refinement import Refinement
-from simzss.segmentation.scores import Rule, ScoreMap
+from simzss.segmentation.refine.refinement import PixelRefinement, Refinement
+from simzss.segmentation.refine.sam import SamRefinement, refine
+from simzss.segmentation.refine.vote import RegionVote, vote
+from simzss.segmentation.scores import ScoreMap
 from simzss.segmentation.sliding import cut
+from simzss.segmentation.splice import Splice
 
 _CPU_BATCH = 4
 """Images at a time without an accelerator: four keep activations within the 32 MB that the memory allocator hands out
 without asking the system each time."""
 
 _AHEAD = 8  # batches
-
-
-class Prediction:
-    """Result for one image of H x W pixels, on the CPU, made when it is asked for.
-
-    Args:
-        score: scores of the image and the rule that makes labels of them. Called for, and not kept: refined scores
-            are large, and many predictions may be waiting.
-        class_names: K names, indexed by the mask.
-    """
-
-    def __init__(self, score: Callable[[], tuple[ScoreMap, Rule]], class_names: tuple[str, ...]) -> None:
-        self.score = score
-        self.class_names = class_names
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """(H, W) int64, indices into `class_names`."""
-        scores, rule = self.score()
-        return scores.labels(rule).cpu()
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """(K, H, W) float32, made when asked for: for many classes they are large."""
-        scores, rule = self.score()
-        return rule.logits(scores.full()).cpu()
 
 
 class Segmenter:
@@ -75,6 +57,12 @@ class Segmenter:
         device: where to run; the model is moved there. Default: the accelerator when there is one.
         refinement: what follows the edges of the photo after classifying.
         batch_size: images or windows at a time, None for what suits the machine.
+        correlation: what averages features over the places that belong together, before classifying.
+        sam: a Segment Anything model, for the correlations, refinements and proxies that ask one; moved to the device.
+        values: of a benchmark, for settings that are open: `cos_factor`, `parts` and `threshold`.
+
+    Raises:
+        InputError: settings that do not go together, such as a refinement by SAM without one.
     """
 
     def __init__(
@@ -86,6 +74,9 @@ class Segmenter:
         device: torch.device | None = None,
         refinement: Refinement | None = None,
         batch_size: int | None = None,
+        correlation: Correlation | None = None,
+        sam: Sam | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         if readout not in READOUTS:
             raise InputError(f"readout={readout} is unknown; {nearest(readout, READOUTS)}")
@@ -97,13 +88,57 @@ class Segmenter:
         self.readout = readout
         self.precision = resolve_precision(precision, self.device)
         model.backbone.use_precision(self.precision)
-        self.refinement = refinement or Refinement()
         self.batch_size = batch_size or (32 if torch.accelerator.is_available() else _CPU_BATCH)
         self.classifier: Classifier | None = None
-        if self.protocol.inference == "slide":
+        self.refinement, self.correlation, self.sam = self._resolved(refinement, correlation, sam, values or {})
+        if self.protocol.inference != "whole":
             model.backbone.check_size(self.protocol.crop_size, self.protocol.crop_size)
-        assert self.protocol.short_side is not None
-        self.resize = ShortSide(self.protocol.short_side, model.backbone.stride)
+        assert self.protocol.short_side is not None and self.correlation.parts is not None
+        self.prepare = Preparation(
+            ShortSide(self.protocol.short_side, model.backbone.stride),
+            self.sam.resizer if self.sam is not None else None,
+            self.correlation.parts,
+            self._sees_whole,
+        )
+
+    def _resolved(
+        self,
+        refinement: Refinement | None,
+        correlation: Correlation | None,
+        sam: Sam | None,
+        values: Mapping[str, Any],
+    ) -> tuple[Refinement | None, Correlation, Sam | None]:
+        """The settings without open values, and the SAM if anything asks it."""
+        if isinstance(refinement, SamRefinement):
+            refinement = refinement.resolved(values.get("threshold"))
+        correlation = correlation or Correlation()
+        asking = {
+            f"refine={_REFINEMENTS.get(type(refinement))}": isinstance(refinement, SamRefinement | RegionVote),
+            f"correlate={correlation.kind}": correlation.needs_sam,
+            "proxy=sam": self._proxy_by_sam,
+        }
+        if sam is None and any(asking.values()):
+            raise InputError(f"{next(name for name, asks in asking.items() if asks)} asks a Segment Anything model: "
+                             "give sam.weights")  # fmt: skip
+        if correlation.kind != "none" and self.protocol.inference == "slide":
+            raise InputError(f"correlate={correlation.kind} needs one map of the image, as inference=whole and splice "
+                             "have, not slide")  # fmt: skip
+        if not any(asking.values()):
+            return refinement, correlation.resolved(None), None
+        assert sam is not None
+        sam.to(self.device).use_precision(self.precision)
+        return refinement, correlation.resolved(sam, values.get("cos_factor"), values.get("parts")), sam
+
+    @property
+    def _proxy_by_sam(self) -> bool:
+        """Whether SAM's embedding guides the backbone's last block."""
+        return self.model.backbone.features == "proxy" and self.model.backbone.guide is None
+
+    @property
+    def _sees_whole(self) -> bool:
+        """Whether SAM is asked about the whole image."""
+        by_refinement = isinstance(self.refinement, SamRefinement | RegionVote)
+        return by_refinement or self._proxy_by_sam or (self.correlation.needs_sam and self.correlation.parts == 1)
 
     @classmethod
     def from_pretrained(
@@ -116,7 +151,8 @@ class Segmenter:
     @property
     def ahead(self) -> int:
         """Number of images worth handing over together, so that those of one shape find each other."""
-        return _AHEAD * self.batch_size
+        alone = self.sam is not None or self.protocol.inference == "splice"  # what is kept of an image is large
+        return self.batch_size if alone else _AHEAD * self.batch_size
 
     def set_classes(self, classes: ClassNames, background: Background | None = None) -> "Segmenter":
         """Say what to look for: one name per class, or several of which the mean is taken.
@@ -152,72 +188,147 @@ class Segmenter:
     def predict_batch(self, images: Sequence[Image.Image | np.ndarray]) -> list[Prediction]:
         """Segment several photos of any sizes at once."""
         photos = [to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image) for image in images]
-        sizes = [(photo.height, photo.width) for photo in photos]
-        predictions = self.predict_resized([self.resize(photo) for photo in photos], sizes, [self._classifier()])
+        predictions = self.predict_prepared([self.prepare(photo) for photo in photos], [self._classifier()])
         return [prediction for (prediction,) in predictions]
 
     @torch.no_grad()
-    def predict_resized(
-        self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], classifiers: Sequence[Classifier]
-    ) -> list[list[Prediction]]:
-        """Segment images that `resize` made, by several classifiers; the backbone sees each window once.
+    def predict_prepared(self, images: Sequence[Prepared], classifiers: Sequence[Classifier]) -> list[list[Prediction]]:
+        """Segment images that `prepare` made, by several classifiers; the models see each window once.
 
         Args:
-            images: (3, h, w) uint8 each, of any sizes that suit the backbone.
-            sizes: height and width of each photo, those of the masks.
+            images: of photos of any sizes.
             classifiers: of class names.
 
         Returns:
             For each image a prediction by each classifier.
         """
-        slide = self.protocol.inference == "slide"
-        cuts = [
-            cut(image, self.protocol.crop_size, self.protocol.stride) if slide else ([(0, 0)], [image])
-            for image in images
-        ]
-        similarities = self._similarities([window for _, windows in cuts for window in windows], classifiers)
+        whole = [None if image.sam is None else self._seen(image.sam, self._attends(image)) for image in images]
+        windows = [self._windows(image) for image in images]
+        similarities = self._similarities(images, windows, whole, classifiers)
         predictions = []
-        for (places, windows), image, size in zip(cuts, images, sizes, strict=True):
-            own = [next(similarities) for _ in windows]
-            shapes = (places if slide else None, _shape(windows[0]), _shape(image))
+        for image, (places, cuts), encoding, scores in zip(images, windows, whole, similarities, strict=True):
+            slides = self.protocol.inference == "slide"
+            shapes = (places if slides else None, _shape(cuts[0]), _shape(image.pixels))
+            kept = None if encoding is None else replace(encoding, attention=None)  # which has served, and is large
             predictions.append(
                 [
                     Prediction(
-                        partial(
-                            self._refined, partial(ScoreMap, torch.stack(scores), *shapes), image, size, classifier
-                        ),
+                        partial(self._refined, partial(ScoreMap, own, *shapes), image, kept, classifier),
                         classifier.names,
                     )
-                    for scores, classifier in zip(zip(*own, strict=True), classifiers, strict=True)
+                    for own, classifier in zip(scores, classifiers, strict=True)
                 ]
             )
         return predictions
 
     @torch.no_grad()
     def _refined(
-        self, scores_at: Callable[[tuple[int, int]], ScoreMap], image: Tensor, size: tuple[int, int], rule: Classifier
-    ) -> tuple[ScoreMap, Rule]:
+        self,
+        scores_at: Callable[[tuple[int, int]], ScoreMap],
+        image: Prepared,
+        encoding: SamEncoding | None,
+        rule: Classifier,
+    ) -> Scores:
         """Scores, which can be had at any size, at the photo's size; refined at the resized image's size."""
-        if self.refinement.kind == "none":
-            return scores_at(size), rule
-        probabilities = rule.logits(scores_at(_shape(image)).full()).softmax(dim=0)
-        colours = image.to(self.device).float()
-        refined = pamr(colours, probabilities, self.refinement.iterations, self.refinement.dilations)
-        return ScoreMap(refined[None], None, _shape(image), _shape(image), size), ClassProbabilities()
+        if self.refinement is None:
+            return MapScores(scores_at(image.size), rule)
+        shape = _shape(image.pixels)
+        probabilities = rule.probabilities(scores_at(shape).full())
+        if isinstance(self.refinement, PixelRefinement):
+            colours = image.pixels.to(self.device).float()
+            refined = pamr(colours, probabilities, self.refinement.iterations, self.refinement.dilations)
+            return MapScores(ScoreMap(refined[None], None, shape, shape, image.size), ClassProbabilities())
+        assert self.sam is not None and encoding is not None
+        if isinstance(self.refinement, RegionVote):
+            return RegionScores(vote(self.sam, encoding, probabilities, self.refinement, image.size))
+        has_background = rule.background.present
+        return RegionScores(
+            refine(self.sam, encoding, probabilities, self.refinement, image.size, background=has_background)
+        )
 
-    def _similarities(self, windows: Sequence[Tensor], classifiers: Sequence[Classifier]) -> Iterator[list[Tensor]]:
-        """For each window (3, h, w) the (S, h', w') cosines of each classifier; windows of one shape go together."""
-        by_shape: defaultdict[torch.Size, list[int]] = defaultdict(list)
-        for index, window in enumerate(windows):
-            by_shape[window.shape].append(index)
-        found: dict[int, list[Tensor]] = {}
+    def _windows(self, image: Prepared) -> "_Windows":
+        if self.protocol.inference == "whole":
+            return [(0, 0)], [image.pixels]
+        return cut(image.pixels, self.protocol.crop_size, self.protocol.stride)
+
+    def _seen(self, pixels: Tensor, attention: bool) -> SamEncoding:
+        assert self.sam is not None
+        return self.sam.encode(pixels.to(self.device), attention)
+
+    def _attends(self, image: Prepared) -> bool:
+        """Whether the attention of the whole image correlates its features."""
+        return self.correlation.kind == "attention" and not image.parts
+
+    def _similarities(
+        self,
+        images: Sequence[Prepared],
+        windows: "Sequence[_Windows]",
+        whole: Sequence[SamEncoding | None],
+        classifiers: Sequence[Classifier],
+    ) -> Iterator[list[Tensor]]:
+        """For each image and each classifier the (W, S, h, w) cosines of its windows, or of one map (W = 1)."""
+        owners = [(image, number) for image, (places, _) in enumerate(windows) for number in range(len(places))]
+        maps = self._maps(images, windows, whole)
+        if self.protocol.inference != "splice" and self.correlation.kind == "none":
+            found: dict[tuple[int, int], list[Tensor]] = {}
+            for members, batch in maps:
+                scores = self._scores(batch, classifiers)
+                found |= {owners[member]: [part[row] for part in scores] for row, member in enumerate(members)}
+            for owner, (places, _) in enumerate(windows):
+                own = [found[owner, number] for number in range(len(places))]
+                yield [torch.stack(parts) for parts in zip(*own, strict=True)]
+            return
+        splices = [
+            Splice(places, _shape(cuts[0]), _shape(image.pixels))
+            for image, (places, cuts) in zip(images, windows, strict=True)
+        ]
+        for members, batch in maps:
+            for member, cells in zip(members, batch, strict=True):
+                owner, number = owners[member]
+                splices[owner].add(number, cells)
+        for image, splice, encoding in zip(images, splices, whole, strict=True):
+            yield self._scores(self._correlated(splice.result(), image, encoding)[None], classifiers)
+
+    def _correlated(self, features: Tensor, image: Prepared, whole: SamEncoding | None) -> Tensor:
+        """(C, h, w) features of a whole image averaged over what belongs together."""
+        if self.correlation.kind == "none":
+            return features
+        attends = self.correlation.kind == "attention"
+        encodings = [self._seen(part, attends) for part in image.parts]
+        if not encodings and self.correlation.needs_sam:
+            assert whole is not None
+            encodings = [whole]
+        return correlate(features, encodings, self.correlation)
+
+    def _scores(self, maps: Tensor, classifiers: Sequence[Classifier]) -> list[Tensor]:
+        """(B, C, h, w) maps before the norm and the head -> (B, S, h, w) cosines of each classifier."""
+        patches, grid = self.model.finish_patches(maps), _shape(maps)
+        return [classifier.similarity(patches).unflatten(-1, grid) for classifier in classifiers]
+
+    def _maps(
+        self, images: Sequence[Prepared], windows: "Sequence[_Windows]", whole: Sequence[SamEncoding | None]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Maps (B, C, h, w) of windows before the norm and the head, and which of all windows they are.
+
+        Windows of one shape go together, whatever image they are of.
+        """
+        cuts = [window for _, own in windows for window in own]
+        guides: list[Tensor | None] = [None] * len(cuts)
+        if self._proxy_by_sam:
+            guides = [
+                window_guide(encoding, place, _shape(own[0]), _shape(image.pixels))
+                for image, (places, own), encoding in zip(images, windows, whole, strict=True)
+                for place in places
+            ]
+        by_shape: defaultdict[Any, list[int]] = defaultdict(list)
+        for index, (window, guide) in enumerate(zip(cuts, guides, strict=True)):
+            by_shape[window.shape, None if guide is None else guide.shape].append(index)
         for indices in by_shape.values():
             for start in range(0, len(indices), self.batch_size):
-                chunk = indices[start : start + self.batch_size]
-                features = self.model.encode_image(torch.stack([windows[index] for index in chunk]).to(self.device))
-                scores = [c.similarity(features.patches).unflatten(-1, features.grid) for c in classifiers]
-                found |= {index: [part[row] for part in scores] for row, index in enumerate(chunk)}
-        return (found[index] for index in range(len(windows)))
+                members = indices[start : start + self.batch_size]
+                batch = torch.stack([cuts[index] for index in members]).to(self.device)
+                guiding = [guide for index in members if (guide := guides[index]) is not None]
+                yield members, self.model.backbone.patch_map(batch, torch.stack(guiding) if guiding else None)
 
     def _classifier(self) -> Classifier:
         if self.classifier is None:
@@ -227,9 +338,25 @@ class Segmenter:
     def describe(self, classifier: Classifier | None = None) -> dict[str, Any]:
         """The protocol as recorded with every result."""
         background = (classifier or self._classifier()).background
+        backbone = self.model.backbone
         facts = asdict(self.protocol) | {"readout": self.readout, "precision": self.precision}
-        facts |= {"refine": asdict(self.refinement) if self.refinement.kind != "none" else "none"}
+        facts |= {"features": backbone.features}
+        if backbone.proxy is not None:
+            guide = None if backbone.guide is None else backbone.guide.fingerprint
+            facts |= {"proxy": {key: backbone.proxy[key] for key in ("name", "shift", "gain")} | {"weights": guide}}
+        facts |= {"correlate": asdict(self.correlation) if self.correlation.kind != "none" else "none"}
+        facts |= {"refine": "none"}
+        if self.refinement is not None:
+            facts |= {"refine": {"kind": _REFINEMENTS[type(self.refinement)]} | asdict(self.refinement)}
+        if self.sam is not None:
+            facts |= {"sam": {"name": self.sam.name, "weights": self.sam.fingerprint}}
         return facts | {"background": asdict(background) | {"words": list(background.words)}}
+
+
+_Windows = tuple[list[tuple[int, int]], list[Tensor]]
+"""Places of windows, top and left in pixels of the resized image, and the windows (3, h, w)."""
+
+_REFINEMENTS: dict[type, str] = {PixelRefinement: "pamr", SamRefinement: "sam", RegionVote: "vote"}
 
 
 def _shape(image: Tensor) -> tuple[int, int]:

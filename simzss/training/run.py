@@ -27,7 +27,7 @@ from simzss.data.cached import CachedData
 from simzss.data.datamodule import CaptionData, StreamedData
 from simzss.distributed import failing_together, gather_values, naming_lost_processes
 from simzss.errors import InputError, nearest
-from simzss.models.backbone import Backbone
+from simzss.models.backbone import Backbone, with_proxy
 from simzss.models.folder import save_model
 from simzss.models.simzss import SimZSS
 from simzss.models.text import KINDS, build_text_encoder
@@ -114,6 +114,7 @@ def train(config: DictConfig) -> Path:
     """
     conf.require_complete(config)
     plain: dict[str, Any] = conf.to_plain(config)
+    plain["backbone"] = with_proxy(plain["backbone"], plain["proxy"])
     check_settings(plain)
     output = Path(plain["output_dir"])
     _quiet_libraries()

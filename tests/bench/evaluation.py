@@ -64,7 +64,7 @@ def straightforward(segmenter: Segmenter, benchmark: Benchmark) -> float:
     metric = ConfusionMatrix(benchmark.num_labels, IGNORE)
     for index in range(len(benchmark)):
         example = benchmark[index]
-        pixels = segmenter.resize(example.image)[None].to(segmenter.device)
+        pixels = segmenter.prepare(example.image).pixels[None].to(segmenter.device)
         features = segmenter.model.encode_image(pixels)
         coarse = classifier.similarity(features.patches).unflatten(-1, features.grid)
         size = (example.image.height, example.image.width)

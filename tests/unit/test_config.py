@@ -91,21 +91,32 @@ def experiment(name):
             ((group, choice),) = entry.items()
             chosen[group.removeprefix("override /")] = choice
     for key, inner in content.items():
-        values[key] = values.get(key, {}) | inner
+        values[key] = values.get(key, {}) | inner if isinstance(inner, dict) else inner
     return chosen, values
 
 
 @pytest.mark.parametrize("name", [Path(name).stem for name in FILES if name.startswith("experiment")])
 def test_every_experiment_composes(name):
-    config = to_plain(compose("train", [f"experiment={name}"]))
+    chosen, _ = experiment(name)
+    roots = [root for root in ROOTS if "experiment" in groups_of(root) and name in choices("experiment", root)]
+    assert roots == [root for root in ("train", "eval", "segment") if set(chosen) <= set(groups_of(root))] != []
+    for root in roots:
+        check_experiment(root, name)
+
+
+def check_experiment(root, name):
     chosen, values = experiment(name)
+    config = to_plain(compose(root, [*ROOTS[root], f"experiment={name}"]))
     assert chosen and values
     for group, choice in chosen.items():
         expected = read(f"{group}/{choice}.yaml") | values.pop(group, {})
         assert config[group] == {key: _numbers(value) for key, value in expected.items()}
     for key, inner in values.items():
-        assert {k: config[key][k] for k in inner} == {k: _numbers(v) for k, v in inner.items()}
-    assert set(config) == set(to_plain(compose("train", [])))
+        if isinstance(inner, dict):
+            assert {k: config[key][k] for k in inner} == {k: _numbers(v) for k, v in inner.items()}
+        else:
+            assert config[key] == inner
+    assert set(config) == set(to_plain(compose(root, ROOTS[root])))
 
 
 def test_override_wins_over_an_experiment():

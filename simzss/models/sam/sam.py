@@ -5,7 +5,6 @@ rest with zeros; SAM 2 stretches the image over all of it. Callers never meet th
 to the image.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -18,6 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from simzss.data.images import to_rgb
 from simzss.errors import InputError
+from simzss.models.fingerprint import fingerprint
 from simzss.models.sam.sampling import bilinear, centres
 
 PROMPTS_AT_ONCE = 64
@@ -335,15 +335,6 @@ class Sam(nn.Module):
             "input_boxes": None if boxes is None else boxes[:, None].contiguous(),
             "input_masks": None if masks is None else masks[:, None],
         }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Short hash of the weights, to tell one set from another."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _within(count: int, cells: float, side: int) -> Tensor:

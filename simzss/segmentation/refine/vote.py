@@ -3,8 +3,9 @@
 The regions know no class: a grid of points asks for them, as in the "everything" mode of Kirillov et al. 2023.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,11 @@ class VoteCounts:
 
     def __add__(self, other: "VoteCounts") -> "VoteCounts":
         return VoteCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def by_name(self, names: Sequence[str]) -> dict[str, Any]:
+        """The counts, and the classes that were lost by name."""
+        lost = {name: value for name, value in zip(names, self.lost.tolist(), strict=True) if value}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"lost": lost}
 
 
 class Voted:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from simzss.segmentation.background import Background
 from simzss.segmentation.prompts import embed_names, templates
 from simzss.segmentation.protocol import Protocol
 from simzss.segmentation.refine.pamr import pamr
-from simzss.segmentation.refine.refinement import Refinement
+from simzss.segmentation.refine.refinement import PixelRefinement
 from simzss.segmentation.segmenter import Segmenter
 from tests.support.files import picture
 from tests.support.models import (
@@ -187,7 +188,7 @@ def test_several_classifiers_share_the_features():
     made = segmenter()
     image = picture(1, (40, 40))
     classifiers = [made.classifier_of(NAMES), made.classifier_of(["tree", "cat"])]
-    ((first, second),) = made.predict_resized([made.resize(image)], [(40, 40)], classifiers)
+    ((first, second),) = made.predict_prepared([made.prepare(image)], classifiers)
     assert torch.equal(first.mask, made.predict(image).mask)
     assert torch.equal(second.mask, made.set_classes(["tree", "cat"]).predict(image).mask)
 
@@ -198,12 +199,13 @@ def test_refinement_works_on_the_resized_image(inference):
     image = picture(1, (75, 90))
     rule = Background("threshold", threshold=0.34)
     coarse = segmenter(background=rule, inference=inference)
-    pixels = coarse.resize(image)
-    ((flat,),) = coarse.predict_resized([pixels], [(pixels.shape[1], pixels.shape[2])], [coarse.classifier])
-    probabilities = pamr(pixels.float(), flat.logits.softmax(dim=0), 3, (2, 5))
+    photo = coarse.prepare(image)
+    small = replace(photo, size=photo.pixels.shape[1:])
+    ((flat,),) = coarse.predict_prepared([small], [coarse.classifier])
+    probabilities = pamr(photo.pixels.float(), flat.logits.exp(), 3, (2, 5))
     full = torch.nn.functional.interpolate(probabilities[None], size=(90, 75), mode="bilinear")[0]
     refined = Segmenter(
-        scratch_model(), protocol(inference=inference), "concept", "32-true", CPU, Refinement("pamr", 3, (2, 5))
+        scratch_model(), protocol(inference=inference), "concept", "32-true", CPU, PixelRefinement(3, (2, 5))
     )
     found = refined.set_classes(NAMES, rule).predict(image)
     torch.testing.assert_close(found.logits.exp(), full, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,9 @@ from simzss.config import choices, load_choice, to_plain
 from simzss.errors import InputError
 from simzss.segmentation.refine import pamr as module
 from simzss.segmentation.refine.pamr import affinity, pamr
-from simzss.segmentation.refine.refinement import Refinement
+from simzss.segmentation.refine.refinement import PixelRefinement, build_refinement
+from simzss.segmentation.refine.sam import SamRefinement
+from simzss.segmentation.refine.vote import RegionVote
 
 
 def photo(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -178,7 +180,6 @@ def test_computes_in_single_precision(dtype):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"kind": "pmr"}, ["refine.kind=pmr", "pamr"]),
         ({"iterations": 0}, ["refine.iterations=0"]),
         ({"dilations": ()}, ["refine.dilations", "empty"]),
         ({"dilations": (8, 0)}, ["refine.dilations=[8, 0]", "0 is"]),
@@ -189,12 +190,17 @@ def test_computes_in_single_precision(dtype):
 )
 def test_refused(arguments, parts):
     with pytest.raises(InputError) as caught:
-        Refinement(**arguments)
+        PixelRefinement(**arguments)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(InputError, match=r"refine\.kind=pmr is unknown.*pamr"):
+        build_refinement({"kind": "pmr"})
+
+
 def test_configuration_files_are_the_kinds():
-    assert choices("refine") == ["none", "pamr"]
-    for name in choices("refine"):
-        values = to_plain(load_choice("refine", name))
-        assert Refinement(**values | {"dilations": tuple(values["dilations"])}) == Refinement(kind=name)
+    """Each file has the defaults of its kind."""
+    kinds = {"none": None, "pamr": PixelRefinement(), "sam": SamRefinement(), "vote": RegionVote()}
+    assert choices("refine") == list(kinds)
+    assert {name: build_refinement(to_plain(load_choice("refine", name))) for name in kinds} == kinds

@@ -1,0 +1,15 @@
+"""Short hashes of weights."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash of a model's weights, to tell one set from another."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
