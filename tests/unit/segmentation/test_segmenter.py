@@ -333,6 +333,8 @@ def test_described_for_the_record():
         "temperature": 0.05,
         "readout": "concept",
         "precision": "32-true",
+        "features": "last",
+        "correlate": "none",
         "refine": "none",
         "background": {"kind": "words", "threshold": 0.0, "words": ["sky"]},
     }
