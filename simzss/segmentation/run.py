@@ -1,6 +1,7 @@
 """`simzss segment`: label photo files with the user's words."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from simzss import config as conf
 from simzss.data.shards import decode_image
 from simzss.errors import InputError
 from simzss.segmentation.background import Background
+from simzss.segmentation.prediction import Counts
 from simzss.segmentation.settings import build_segmenter, check_settings, load_configured, load_configured_sam
 from simzss.visualize import index_mask, overlay
+
+log = logging.getLogger(__name__)
 
 
 def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
@@ -33,6 +37,7 @@ def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
     segmenter.set_classes(classes, Background(**background))
     output = Path(plain["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
+    regions: Counts | None = None
     for start in range(0, len(images), segmenter.ahead):
         chunk = images[start : start + segmenter.ahead]
         photos, unreadable = _read(chunk)
@@ -44,8 +49,13 @@ def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
             indices = output / f"{path.stem}_mask.png"
             index_mask(prediction.mask.numpy(), num_classes=len(prediction.class_names)).save(indices)
             yield indices
+            if prediction.regions is not None:
+                # one kind of refinement makes one kind of counts
+                regions = prediction.regions if regions is None else regions + prediction.regions  # type: ignore[operator]
         if unreadable is not None:
             raise unreadable
+    if regions is not None:
+        log.info("regions: %s", _summary(regions.by_name(segmenter.class_names)))
 
 
 def parse_classes(text: str | list[str]) -> list[list[str]]:
@@ -59,6 +69,13 @@ def parse_classes(text: str | list[str]) -> list[list[str]]:
     if not groups:
         raise InputError('classes is empty: give names such as classes="cat,dog"')
     return groups
+
+
+def _summary(counts: Mapping[str, Any]) -> str:
+    """Counts of regions on one line; the classes that were lost by name."""
+    sums = {key: sum(value.values()) if isinstance(value, Mapping) else value for key, value in counts.items()}
+    line = ", ".join(f"{key} {value}" for key, value in sums.items())
+    return f"{line} ({', '.join(counts['lost'])})" if counts["lost"] else line
 
 
 def _read(paths: list[Path]) -> tuple[list[Image.Image], InputError | None]:

@@ -1,8 +1,7 @@
 """The segmenter: a model, class names, an inference protocol; photos in, label maps out."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from simzss.data.images import to_rgb
 from simzss.data.transforms import ShortSide
@@ -21,8 +19,7 @@ from simzss.models.simzss import SimZSS
 from simzss.precision import best_device, resolve_precision
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier, ClassNames, ClassProbabilities, build_classifier
-from simzss.segmentation.correlate import Correlation, correlate
-from simzss.segmentation.guide import window_guide
+from simzss.segmentation.correlate import Correlation
 from simzss.segmentation.prediction import MapScores, Prediction, RegionScores, Scores
 from simzss.segmentation.prepare import Preparation, Prepared
 from simzss.segmentation.prompts import READOUTS
@@ -32,8 +29,7 @@ from simzss.segmentation.refine.refinement import PixelRefinement, Refinement
 from simzss.segmentation.refine.sam import SamRefinement, refine
 from simzss.segmentation.refine.vote import RegionVote, vote
 from simzss.segmentation.scores import ScoreMap
-from simzss.segmentation.sliding import cut
-from simzss.segmentation.splice import Splice
+from simzss.segmentation.vision import Vision, guided_by_sam, shape_of
 
 _CPU_BATCH = 4
 """Images at a time without an accelerator: four keep activations within the 32 MB that the memory allocator hands out
@@ -93,6 +89,7 @@ class Segmenter:
         self.refinement, self.correlation, self.sam = self._resolved(refinement, correlation, sam, values or {})
         if self.protocol.inference != "whole":
             model.backbone.check_size(self.protocol.crop_size, self.protocol.crop_size)
+        self.vision = Vision(model, self.protocol, self.correlation, self.sam, self.batch_size)
         assert self.protocol.short_side is not None and self.correlation.parts is not None
         self.prepare = Preparation(
             ShortSide(self.protocol.short_side, model.backbone.stride),
@@ -115,7 +112,7 @@ class Segmenter:
         asking = {
             f"refine={_REFINEMENTS.get(type(refinement))}": isinstance(refinement, SamRefinement | RegionVote),
             f"correlate={correlation.kind}": correlation.needs_sam,
-            "proxy=sam": self._proxy_by_sam,
+            "proxy=sam": guided_by_sam(self.model),
         }
         if sam is None and any(asking.values()):
             raise InputError(f"{next(name for name, asks in asking.items() if asks)} asks a Segment Anything model: "
@@ -130,22 +127,24 @@ class Segmenter:
         return refinement, correlation.resolved(sam, values.get("cos_factor"), values.get("parts")), sam
 
     @property
-    def _proxy_by_sam(self) -> bool:
-        """Whether SAM's embedding guides the backbone's last block."""
-        return self.model.backbone.features == "proxy" and self.model.backbone.guide is None
-
-    @property
     def _sees_whole(self) -> bool:
         """Whether SAM is asked about the whole image."""
-        by_refinement = isinstance(self.refinement, SamRefinement | RegionVote)
-        return by_refinement or self._proxy_by_sam or (self.correlation.needs_sam and self.correlation.parts == 1)
+        correlates = self.correlation.needs_sam and self.correlation.parts == 1
+        return correlates or guided_by_sam(self.model) or isinstance(self.refinement, SamRefinement | RegionVote)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, backbone_weights: str | None = None, readout: str | None = None, **options: Any
+        cls,
+        source: str | Path,
+        *,
+        backbone_weights: str | None = None,
+        features: str | None = None,
+        proxy: Mapping[str, Any] | None = None,
+        readout: str | None = None,
+        **options: Any,
     ) -> "Segmenter":
-        """Load a model folder (see `simzss.models.folder`); `options` are those of the class."""
-        model, settings = load_model(source, backbone_weights)
+        """Load a model folder (see `simzss.models.folder.load_model`); `options` are those of the class."""
+        model, settings = load_model(source, backbone_weights, features, proxy)
         return cls(model, readout=readout or settings.get("readout", "concept"), **options)
 
     @property
@@ -202,24 +201,13 @@ class Segmenter:
         Returns:
             For each image a prediction by each classifier.
         """
-        whole = [None if image.sam is None else self._seen(image.sam, self._attends(image)) for image in images]
-        windows = [self._windows(image) for image in images]
-        similarities = self._similarities(images, windows, whole, classifiers)
-        predictions = []
-        for image, (places, cuts), encoding, scores in zip(images, windows, whole, similarities, strict=True):
-            slides = self.protocol.inference == "slide"
-            shapes = (places if slides else None, _shape(cuts[0]), _shape(image.pixels))
-            kept = None if encoding is None else replace(encoding, attention=None)  # which has served, and is large
-            predictions.append(
-                [
-                    Prediction(
-                        partial(self._refined, partial(ScoreMap, own, *shapes), image, kept, classifier),
-                        classifier.names,
-                    )
-                    for own, classifier in zip(scores, classifiers, strict=True)
-                ]
-            )
-        return predictions
+        return [
+            [
+                Prediction(partial(self._refined, scores_at, image, seen.encoding, classifier), classifier.names)
+                for scores_at, classifier in zip(seen.scores, classifiers, strict=True)
+            ]
+            for image, seen in zip(images, self.vision.look(images, classifiers), strict=True)
+        ]
 
     @torch.no_grad()
     def _refined(
@@ -232,7 +220,7 @@ class Segmenter:
         """Scores, which can be had at any size, at the photo's size; refined at the resized image's size."""
         if self.refinement is None:
             return MapScores(scores_at(image.size), rule)
-        shape = _shape(image.pixels)
+        shape = shape_of(image.pixels)
         probabilities = rule.probabilities(scores_at(shape).full())
         if isinstance(self.refinement, PixelRefinement):
             colours = image.pixels.to(self.device).float()
@@ -245,90 +233,6 @@ class Segmenter:
         return RegionScores(
             refine(self.sam, encoding, probabilities, self.refinement, image.size, background=has_background)
         )
-
-    def _windows(self, image: Prepared) -> "_Windows":
-        if self.protocol.inference == "whole":
-            return [(0, 0)], [image.pixels]
-        return cut(image.pixels, self.protocol.crop_size, self.protocol.stride)
-
-    def _seen(self, pixels: Tensor, attention: bool) -> SamEncoding:
-        assert self.sam is not None
-        return self.sam.encode(pixels.to(self.device), attention)
-
-    def _attends(self, image: Prepared) -> bool:
-        """Whether the attention of the whole image correlates its features."""
-        return self.correlation.kind == "attention" and not image.parts
-
-    def _similarities(
-        self,
-        images: Sequence[Prepared],
-        windows: "Sequence[_Windows]",
-        whole: Sequence[SamEncoding | None],
-        classifiers: Sequence[Classifier],
-    ) -> Iterator[list[Tensor]]:
-        """For each image and each classifier the (W, S, h, w) cosines of its windows, or of one map (W = 1)."""
-        owners = [(image, number) for image, (places, _) in enumerate(windows) for number in range(len(places))]
-        maps = self._maps(images, windows, whole)
-        if self.protocol.inference != "splice" and self.correlation.kind == "none":
-            found: dict[tuple[int, int], list[Tensor]] = {}
-            for members, batch in maps:
-                scores = self._scores(batch, classifiers)
-                found |= {owners[member]: [part[row] for part in scores] for row, member in enumerate(members)}
-            for owner, (places, _) in enumerate(windows):
-                own = [found[owner, number] for number in range(len(places))]
-                yield [torch.stack(parts) for parts in zip(*own, strict=True)]
-            return
-        splices = [
-            Splice(places, _shape(cuts[0]), _shape(image.pixels))
-            for image, (places, cuts) in zip(images, windows, strict=True)
-        ]
-        for members, batch in maps:
-            for member, cells in zip(members, batch, strict=True):
-                owner, number = owners[member]
-                splices[owner].add(number, cells)
-        for image, splice, encoding in zip(images, splices, whole, strict=True):
-            yield self._scores(self._correlated(splice.result(), image, encoding)[None], classifiers)
-
-    def _correlated(self, features: Tensor, image: Prepared, whole: SamEncoding | None) -> Tensor:
-        """(C, h, w) features of a whole image averaged over what belongs together."""
-        if self.correlation.kind == "none":
-            return features
-        attends = self.correlation.kind == "attention"
-        encodings = [self._seen(part, attends) for part in image.parts]
-        if not encodings and self.correlation.needs_sam:
-            assert whole is not None
-            encodings = [whole]
-        return correlate(features, encodings, self.correlation)
-
-    def _scores(self, maps: Tensor, classifiers: Sequence[Classifier]) -> list[Tensor]:
-        """(B, C, h, w) maps before the norm and the head -> (B, S, h, w) cosines of each classifier."""
-        patches, grid = self.model.finish_patches(maps), _shape(maps)
-        return [classifier.similarity(patches).unflatten(-1, grid) for classifier in classifiers]
-
-    def _maps(
-        self, images: Sequence[Prepared], windows: "Sequence[_Windows]", whole: Sequence[SamEncoding | None]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Maps (B, C, h, w) of windows before the norm and the head, and which of all windows they are.
-
-        Windows of one shape go together, whatever image they are of.
-        """
-        cuts = [window for _, own in windows for window in own]
-        guides: list[Tensor | None] = [None] * len(cuts)
-        if self._proxy_by_sam:
-            guides = [
-                window_guide(encoding, place, _shape(own[0]), _shape(image.pixels))
-                for image, (places, own), encoding in zip(images, windows, whole, strict=True)
-                for place in places
-            ]
-        by_shape: defaultdict[Any, list[int]] = defaultdict(list)
-        for index, (window, guide) in enumerate(zip(cuts, guides, strict=True)):
-            by_shape[window.shape, None if guide is None else guide.shape].append(index)
-        for indices in by_shape.values():
-            for start in range(0, len(indices), self.batch_size):
-                members = indices[start : start + self.batch_size]
-                batch = torch.stack([cuts[index] for index in members]).to(self.device)
-                guiding = [guide for index in members if (guide := guides[index]) is not None]
-                yield members, self.model.backbone.patch_map(batch, torch.stack(guiding) if guiding else None)
 
     def _classifier(self) -> Classifier:
         if self.classifier is None:
@@ -353,12 +257,4 @@ class Segmenter:
         return facts | {"background": asdict(background) | {"words": list(background.words)}}
 
 
-_Windows = tuple[list[tuple[int, int]], list[Tensor]]
-"""Places of windows, top and left in pixels of the resized image, and the windows (3, h, w)."""
-
 _REFINEMENTS: dict[type, str] = {PixelRefinement: "pamr", SamRefinement: "sam", RegionVote: "vote"}
-
-
-def _shape(image: Tensor) -> tuple[int, int]:
-    """Height and width."""
-    return image.shape[-2], image.shape[-1]
