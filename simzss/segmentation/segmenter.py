@@ -86,7 +86,9 @@ class Segmenter:
         model.backbone.use_precision(self.precision)
         self.batch_size = batch_size or (32 if torch.accelerator.is_available() else _CPU_BATCH)
         self.classifier: Classifier | None = None
-        self.refinement, self.correlation, self.sam = self._resolved(refinement, correlation, sam, values or {})
+        self.refinement = refinement
+        self.values = dict(values or {})
+        self.correlation, self.sam = self._resolved(correlation or Correlation(), sam)
         if self.protocol.inference != "whole":
             model.backbone.check_size(self.protocol.crop_size, self.protocol.crop_size)
         self.vision = Vision(model, self.protocol, self.correlation, self.sam, self.batch_size)
@@ -98,17 +100,9 @@ class Segmenter:
             self._sees_whole,
         )
 
-    def _resolved(
-        self,
-        refinement: Refinement | None,
-        correlation: Correlation | None,
-        sam: Sam | None,
-        values: Mapping[str, Any],
-    ) -> tuple[Refinement | None, Correlation, Sam | None]:
-        """The settings without open values, and the SAM if anything asks it."""
-        if isinstance(refinement, SamRefinement):
-            refinement = refinement.resolved(values.get("threshold"))
-        correlation = correlation or Correlation()
+    def _resolved(self, correlation: Correlation, sam: Sam | None) -> tuple[Correlation, Sam | None]:
+        """The correlation without open values, and the SAM if anything asks it."""
+        refinement = self.refinement
         asking = {
             f"refine={_REFINEMENTS.get(type(refinement))}": isinstance(refinement, SamRefinement | RegionVote),
             f"correlate={correlation.kind}": correlation.needs_sam,
@@ -121,10 +115,17 @@ class Segmenter:
             raise InputError(f"correlate={correlation.kind} needs one map of the image, as inference=whole and splice "
                              "have, not slide")  # fmt: skip
         if not any(asking.values()):
-            return refinement, correlation.resolved(None), None
+            return correlation.resolved(None), None
         assert sam is not None
         sam.to(self.device).use_precision(self.precision)
-        return refinement, correlation.resolved(sam, values.get("cos_factor"), values.get("parts")), sam
+        return correlation.resolved(sam, self.values.get("cos_factor"), self.values.get("parts")), sam
+
+    def _refinement_for(self, background: Background) -> Refinement | None:
+        """The refinement without open values: a region begins where its class would win over the background."""
+        if not isinstance(self.refinement, SamRefinement):
+            return self.refinement
+        open_value = background.threshold if background.has_threshold else self.values.get("threshold")
+        return self.refinement.resolved(open_value)
 
     @property
     def _sees_whole(self) -> bool:
@@ -218,20 +219,21 @@ class Segmenter:
         rule: Classifier,
     ) -> Scores:
         """Scores, which can be had at any size, at the photo's size; refined at the resized image's size."""
-        if self.refinement is None:
+        refinement = self._refinement_for(rule.background)
+        if refinement is None:
             return MapScores(scores_at(image.size), rule)
         shape = shape_of(image.pixels)
         probabilities = rule.probabilities(scores_at(shape).full())
-        if isinstance(self.refinement, PixelRefinement):
+        if isinstance(refinement, PixelRefinement):
             colours = image.pixels.to(self.device).float()
-            refined = pamr(colours, probabilities, self.refinement.iterations, self.refinement.dilations)
+            refined = pamr(colours, probabilities, refinement.iterations, refinement.dilations)
             return MapScores(ScoreMap(refined[None], None, shape, shape, image.size), ClassProbabilities())
         assert self.sam is not None and encoding is not None
-        if isinstance(self.refinement, RegionVote):
-            return RegionScores(vote(self.sam, encoding, probabilities, self.refinement, image.size))
+        if isinstance(refinement, RegionVote):
+            return RegionScores(vote(self.sam, encoding, probabilities, refinement, image.size))
         has_background = rule.background.present
         return RegionScores(
-            refine(self.sam, encoding, probabilities, self.refinement, image.size, background=has_background)
+            refine(self.sam, encoding, probabilities, refinement, image.size, background=has_background)
         )
 
     def _classifier(self) -> Classifier:
@@ -250,8 +252,9 @@ class Segmenter:
             facts |= {"proxy": {key: backbone.proxy[key] for key in ("name", "shift", "gain")} | {"weights": guide}}
         facts |= {"correlate": asdict(self.correlation) if self.correlation.kind != "none" else "none"}
         facts |= {"refine": "none"}
-        if self.refinement is not None:
-            facts |= {"refine": {"kind": _REFINEMENTS[type(self.refinement)]} | asdict(self.refinement)}
+        refinement = self._refinement_for(background)
+        if refinement is not None:
+            facts |= {"refine": {"kind": _REFINEMENTS[type(refinement)]} | asdict(refinement)}
         if self.sam is not None:
             facts |= {"sam": {"name": self.sam.name, "weights": self.sam.fingerprint}}
         return facts | {"background": asdict(background) | {"words": list(background.words)}}

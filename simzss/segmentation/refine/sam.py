@@ -35,7 +35,8 @@ class SamRefinement:
     """How class regions are redrawn.
 
     Args:
-        threshold: a region of a class is where its probability is above; None: as the benchmark says.
+        threshold: a region of a class is where its probability is above; None: the threshold of the background, where
+            there is one, else as the benchmark says.
         min_area: pixels that a region has at least, on a map whose short side has `SHORT_SIDE` pixels.
         min_iou: masks of a higher predicted IoU are accepted; a region whose mask is not keeps its coarse scores.
         mask_scale: class probabilities times this are the logits of the mask prompt; None: no mask prompt.
