@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -133,10 +133,7 @@ class _Images(Dataset["LoadedImage | InputError"]):
     def __getitem__(self, index: int) -> "LoadedImage | InputError":
         try:
             example = self.benchmark[index]
-            mask = example.mask.to(torch.uint8)
-            # predicted at the mask's size, which counts, should it not be the photo's
-            photo = replace(self.prepare(example.image), size=(mask.shape[0], mask.shape[1]))
-            return LoadedImage(index, photo, mask)
+            return LoadedImage(index, self.prepare(example.image), example.mask.to(torch.uint8))
         except InputError as error:
             return error
 

@@ -163,6 +163,7 @@ class Backbone(nn.Module):
 
     def _encode(self, images: Tensor, guide: Tensor | None, cls: bool = True) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Class token (B, D) before the head, patches (B, N, C) before `finish`, their grid."""
+        assert guide is None or self.features == "proxy", "a guide is for features=proxy"
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         images = images.to(self.mean.dtype) / scale
         if self.features == "proxy" and guide is None:

@@ -78,7 +78,9 @@ class Correlation:
         return replace(self, kind=kind, cos_factor=COS_FACTOR if own is None else own, parts=pieces or 1)
 
 
-def correlate(features: Tensor, encodings: list[SamEncoding], settings: Correlation) -> Tensor:
+def correlate(
+    features: Tensor, encodings: list[SamEncoding], settings: Correlation, photo: tuple[int, int] | None = None
+) -> Tensor:
     """Average features over the cells that belong together.
 
     Args:
@@ -86,6 +88,8 @@ def correlate(features: Tensor, encodings: list[SamEncoding], settings: Correlat
         encodings: what SAM made of the image, or of its parts from left to right or from top to bottom; empty for
             `patches`.
         settings: resolved.
+        photo: its height and width, of which the longer one was cut; None: as of the features, which may have been
+            rounded to a square.
 
     Returns:
         (C, h', w') float32: on SAM's grid, or on that of the features for `patches`.
@@ -96,8 +100,8 @@ def correlate(features: Tensor, encodings: list[SamEncoding], settings: Correlat
         keys = _shrunk(features)
         rows = similarity_rows(features.flatten(1).T, keys.flatten(1).T, settings.cos_factor, settings.temperature)
         return _averaged(rows, keys).unflatten(1, features.shape[1:])
-    # As for the parts of an image, the longer side is the one that is cut.
-    axis = 1 if features.shape[2] >= features.shape[1] else 0
+    height, width = photo or features.shape[1:]
+    axis = 1 if width >= height else 0
     pieces = [
         _on_grid(_part(features, axis, number, len(encodings)), encoding, settings)
         for number, encoding in enumerate(encodings)

@@ -1,7 +1,6 @@
 """From a photo to what the models see: without weights, so that data-loading workers can hold it."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from PIL import Image
 from torch import Tensor
@@ -61,5 +60,6 @@ def _boxes(width: int, height: int, parts: int) -> list[tuple[int, int, int, int
     """Left, top, right, bottom of parts of equal length along the longer side; each holds at least one pixel."""
     length = max(width, height)
     cuts = [round(number * length / parts) for number in range(parts + 1)]
-    spans = [(min(first, length - 1), max(last, first + 1)) for first, last in pairwise(cuts)]
+    starts = [min(cut, length - 1) for cut in cuts[:-1]]
+    spans = [(first, max(last, first + 1)) for first, last in zip(starts, cuts[1:], strict=True)]
     return [(first, 0, last, height) if width >= height else (0, first, width, last) for first, last in spans]

@@ -126,7 +126,7 @@ class Vision:
         if not encodings and self.correlation.needs_sam:
             assert whole is not None
             encodings = [whole]
-        return correlate(features, encodings, self.correlation)
+        return correlate(features, encodings, self.correlation, image.size)
 
     def _scores(self, maps: Tensor, classifiers: Sequence[Classifier]) -> list[Tensor]:
         """(B, C, h, w) maps before the norm and the head -> (B, S, h, w) cosines of each classifier."""

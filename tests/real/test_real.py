@@ -106,6 +106,28 @@ def test_segment_with_own_words(clip_model, data, tmp_path):
         assert (tmp_path / f"{photo.stem}_overlay.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "least", "more"),
+    [
+        ("voc20", 40, ["inference=splice", "correlate=sam", "refine=sam"]),
+        ("voc21", 15, ["experiment=trident", "proxy=dinov2_vits14", "proxy.weights={weights}", "engineered=false"]),
+        ("voc20", 40, ["inference=slide", "proxy=sam", "refine=vote", "refine.points=8", "benchmark.limit=3"]),
+    ],
+)
+def test_high_resolution(benchmark, least, more, clip_model, weights, data, tmp_path):
+    run("simzss", "eval", f"model={clip_model}", f"benchmark={benchmark}", f"benchmark.root={data / ROOTS[benchmark]}",
+        "benchmark.limit=8", f"sam.weights={weights}/mobile_sam.pt", f"output_dir={tmp_path}", "overlays=0",
+        *(value.format(weights=weights) for value in more))  # fmt: skip
+    result = json.loads((tmp_path / "results.json").read_text())[benchmark]
+    assert result["mIoU"] > least
+    asked = result["regions"]
+    if "prompts" in asked:
+        prompts, accepted, failed = (sum(asked[key].values()) for key in ("prompts", "accepted", "failed"))
+        assert prompts == accepted + failed > 0 and accepted > 0
+    else:
+        assert asked["regions"] == sum(asked[key] for key in ("unsure", "doubles", "kept", "unseen")) and asked["kept"]
+
+
 def test_evaluation_of_all_equals_numpy_on_the_masks_of_segment(clip_model, data, tmp_path):
     """Voc20 and ade20k, plain names: mIoU by a program of its own, from the PNG files that `segment` wrote."""
     run("simzss", "eval", f"model={clip_model}", "benchmark=all", f"benchmark.root={data}", "benchmark.limit=40",

@@ -5,8 +5,9 @@ import torch
 
 from simzss.cache.facts import CacheFacts, backbone_differences, differences, facts_of
 from simzss.cache.views import Views
+from simzss.models.backbone import Backbone
 from simzss.models.fingerprint import fingerprint
-from tests.support.models import make_backbone, shaken
+from tests.support.models import TINY_VIT, make_backbone, shaken
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,71 @@ def test_digest_follows_every_fact(facts, backbone):
         facts_of(backbone, Views(64, 2), "int8", "32-true", (2, 8)),
     ]
     assert len({facts.digest, *(other.digest for other in others)}) == 5
+
+
+# Another backbone as guide ----------------------------------------------------------------------------------------
+
+PROXY = {"name": "other", "timm_name": TINY_VIT, "weights": "random", "features": "last", "shift": 1.2, "gain": 3.0}
+
+
+def proxied(**changes) -> Backbone:
+    return make_backbone(features="proxy", proxy=PROXY | changes)
+
+
+def facts_with(**changes) -> CacheFacts:
+    return facts_of(proxied(**changes), Views(64, 2), "int8", "32-true", (4, 4))
+
+
+def test_facts_name_the_proxy(facts):
+    guide = proxied().guide
+    found = facts_with()
+    assert found.backbone["proxy"] == {
+        "name": "other",
+        "timm_name": TINY_VIT,
+        "weights": guide.fingerprint,
+        "features": "last",
+        "project": False,
+        "image_size": guide.image_size,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "shift": 1.2,
+        "gain": 3.0,
+    }
+    without = {key: value for key, value in found.backbone.items() if key != "proxy"}
+    assert without == facts.backbone | {"features": "proxy"}
+    again = CacheFacts.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found and again.digest == found.digest
+    assert backbone_differences(again, proxied()) == []
+    assert backbone_differences(again, proxied().use_precision("bf16-mixed")) == []  # the same file
+
+
+def test_caches_of_before_there_were_proxies_still_fit(facts):
+    assert "proxy" not in facts.backbone
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "third"}, ["backbone.proxy.name was other and is third"]),
+        ({"features": "self"}, ["backbone.proxy.features was last and is self"]),
+        ({"shift": 1.0}, ["backbone.proxy.shift was 1.2 and is 1.0"]),
+        ({"gain": 5.0}, ["backbone.proxy.gain was 3.0 and is 5.0"]),
+    ],
+)
+def test_another_proxy(change, says):
+    was, other = facts_with(), proxied(**change)
+    assert backbone_differences(was, other) == says
+    assert was.digest != facts_of(other, Views(64, 2), "int8", "32-true", (4, 4)).digest
+
+
+def test_a_proxy_of_other_weights():
+    other, was = proxied(), facts_with()
+    own = other.guide.fingerprint
+    other.guide.fingerprint = "abc"
+    assert backbone_differences(was, other) == [f"backbone.proxy.weights was {own} and is abc"]
+
+
+def test_a_proxy_where_there_was_none(facts):
+    found = backbone_differences(facts, proxied())
+    assert found[0] == "backbone.features was last and is proxy"
+    assert "backbone.proxy.name was null and is other" in found

@@ -1,6 +1,8 @@
 import copy
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import timm
@@ -10,9 +12,10 @@ from timm.layers import DiffAttention
 from timm.models.vision_transformer import Block, ResPostBlock
 
 from simzss.errors import InputError
-from simzss.models.backbone import Backbone, supports_dense
+from simzss.models.backbone import FEATURES, Backbone, supports_dense, with_proxy
 from simzss.models.dense import dense_last_block
-from tests.support.models import TINY_VIT, make_backbone, refused, shaken
+from tests.support.loops import guided_block, layer_norm, linear
+from tests.support.models import TINY_VIT, backbone_options, make_backbone, refused, shaken
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -135,19 +138,6 @@ def test_rounded_weights_do_not_pass_for_full_precision():
 # Dense features ---------------------------------------------------------------------------------------------------
 
 
-def linear(weights: dict[str, torch.Tensor], name: str, rows: torch.Tensor) -> torch.Tensor:
-    out = rows @ weights[f"{name}.weight"].T
-    return out + weights[f"{name}.bias"] if f"{name}.bias" in weights else out
-
-
-def layer_norm(weights: dict[str, torch.Tensor], name: str, rows: torch.Tensor, eps: float) -> torch.Tensor:
-    if f"{name}.weight" not in weights:
-        return rows
-    centred = rows - rows.mean(dim=-1, keepdim=True)
-    scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
-    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-
 def attention_by_loop(
     weights: dict[str, torch.Tensor], tokens: torch.Tensor, heads: int, mode: str, eps: float
 ) -> torch.Tensor:
@@ -172,23 +162,30 @@ def attention_by_loop(
     return out * weights["ls1.gamma"] if "ls1.gamma" in weights else out
 
 
-def dense_by_loop(backbone: Backbone, images: torch.Tensor, mode: str) -> torch.Tensor:
-    """Dense patches (N, D) of one image, in float64, from the input of the last block on."""
+def dense_by_loop(
+    backbone: Backbone, images: torch.Tensor, mode: str, guide: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Dense patches (N, D) of one image, in float64, from the input of the last block on; `guide` (G, h, w)."""
     model = copy.deepcopy(backbone.model).double()
     seen: list[torch.Tensor] = []
     model.blocks[-1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     pixels = (images.double() / 255 - backbone.mean.double()) / backbone.std.double()
     with torch.no_grad():
         model.forward_features(pixels)
-    weights = dict(model.blocks[-1].state_dict())
-    out = attention_by_loop(weights, seen[0][0], model.blocks[-1].attn.num_heads, mode, model.blocks[-1].norm1.eps)
+    weights, eps = dict(model.blocks[-1].state_dict()), model.blocks[-1].norm1.eps
+    if guide is None:
+        out = attention_by_loop(weights, seen[0][0], model.blocks[-1].attn.num_heads, mode, eps)
+        out = out[model.num_prefix_tokens :]
+    else:
+        grid = (images.shape[2] // backbone.stride, images.shape[3] // backbone.stride)
+        out = guided_block(weights, seen[0][0], grid, guide, backbone.proxy["shift"], backbone.proxy["gain"], eps)
     final = {f"norm.{key}": value for key, value in model.norm.state_dict().items()}
     out = layer_norm(final, "norm", out, getattr(model.norm, "eps", 0.0))
     pooled = {f"fc_norm.{key}": value for key, value in model.fc_norm.state_dict().items()}
     out = layer_norm(pooled, "fc_norm", out, getattr(model.fc_norm, "eps", 0.0))
     if backbone.project:
         out = linear({f"head.{key}": value for key, value in model.head.state_dict().items()}, "head", out)
-    return out[model.num_prefix_tokens :]
+    return out
 
 
 @pytest.mark.parametrize("project", [False, True])
@@ -217,9 +214,10 @@ def backbone_of(name: str, features: str, project: bool) -> Backbone:
 @pytest.mark.parametrize("name", VITS)
 def test_class_token_does_not_depend_on_features(name, project):
     images = photo(64, 48, count=2)
-    last, value, own = (backbone_of(name, features, project)(images).cls for features in ("last", "value", "self"))
-    torch.testing.assert_close(value, last, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(own, last, rtol=1e-5, atol=1e-5)
+    last = backbone_of(name, "last", project)(images).cls
+    others = [backbone_of(name, features, project)(images).cls for features in ("value", "self")]
+    for cls in (*others, proxied(timm_name=name, project=project)(images).cls):
+        torch.testing.assert_close(cls, last, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["value", "self"])
@@ -267,6 +265,251 @@ def test_differential_attention_has_no_dense_features():
     model = with_blocks(attn_layer="diff")
     assert isinstance(model.blocks[-1].attn, DiffAttention)
     assert not supports_dense(model)
+
+
+# Another backbone as guide ----------------------------------------------------------------------------------------
+
+CNN = "test_resnet.r160_in1k"  # of stride 32
+PROXY = {"name": "other", "timm_name": TINY_VIT, "weights": "random", "features": "last", "shift": 1.2, "gain": 3.0}
+BY_SAM = PROXY | {"name": "sam", "timm_name": None, "weights": None}
+
+
+def proxied(proxy: dict | None = None, **changes) -> Backbone:
+    """A backbone that another one guides, both well shaken."""
+    backbone = make_backbone(features="proxy", proxy=PROXY | (proxy or {}), **changes)
+    shaken(backbone.model)
+    if backbone.guide is not None:
+        shaken(backbone.guide.model, seed=7)
+    return backbone
+
+
+def bicubic(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(3, H, W) in 0..1 -> (3, height, width) float64: Keys' kernel of -0.5, wider where the image shrinks, clamped."""
+
+    def kernel(x: float) -> float:
+        x = abs(x)
+        if x >= 2:
+            return 0.0
+        return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+
+    def along(length: int, target: int) -> torch.Tensor:
+        step = length / target
+        rows = torch.tensor(
+            [[kernel((j + 0.5 - (i + 0.5) * step) / max(step, 1)) for j in range(length)] for i in range(target)],
+            dtype=torch.float64,
+        )
+        return rows / rows.sum(dim=1, keepdim=True)
+
+    down, across = along(image.shape[1], height), along(image.shape[2], width)
+    return torch.stack([down @ channel @ across.T for channel in image.double()]).clamp(0, 1)
+
+
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize("name", VITS)
+def test_guided_features_equal_a_loop(name, project):
+    backbone = proxied(timm_name=name, project=project)
+    images = photo(48, 64)
+    found = backbone(images)
+    guide = by_timm(TINY_VIT, backbone.guide, images)[1][0].permute(2, 0, 1)
+    expected = dense_by_loop(backbone, images, "proxy", guide)
+    assert found.grid == (3, 4)
+    assert backbone.width == expected.shape[1] == (1000 if project else MODELS[name][1])
+    assert expected.abs().mean() > 0.02  # not a comparison of zeros
+    torch.testing.assert_close(found.patches[0].double(), expected, rtol=1e-5, atol=2e-5)
+    assert (found.patches - backbone_of(name, "value", project)(images).patches).abs().max() > 0.05
+    torch.testing.assert_close(backbone(images.float() / 255).patches, found.patches, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "seen"),
+    [(64, 96, (64, 96)), (48, 112, (64, 128)), (16, 160, (32, 160)), (144, 32, (128, 32))],  # 1.5, 3.5; 0.5; 4.5
+)
+def test_a_guide_of_another_stride_sees_the_image_resized(height, width, seen):
+    """The features lie on the guide's grid then."""
+    backbone = proxied({"timm_name": CNN, "shift": 1.0, "gain": 30.0})  # untrained, it finds all patches much alike
+    given = []
+    backbone.guide.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    images = photo(height, width)
+    found = backbone(images)
+    assert [image.shape for image in given] == [(1, 3, *seen)]
+    resized = bicubic(images[0] / 255, *seen)
+    torch.testing.assert_close(given[0][0].double(), resized, rtol=1e-5, atol=1e-5)
+    assert found.grid == (seen[0] // 32, seen[1] // 32) and found.patches.shape == (1, math.prod(found.grid), 64)
+    guide = by_timm(CNN, backbone.guide, 255 * resized[None])[1][0].permute(2, 0, 1)
+    expected = dense_by_loop(backbone, images, "proxy", guide)
+    torch.testing.assert_close(found.patches[0].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", ["value", "self"])
+def test_dense_features_of_the_guide(features):
+    backbone = proxied({"features": features})
+    alone = make_backbone(features=features)
+    alone.model.load_state_dict(backbone.guide.model.state_dict())
+    images = photo(48, 64, count=2)
+    patches = alone(images).patches
+    guide = torch.stack([patches[:, y * 4 + x] for y in range(3) for x in range(4)], dim=2).unflatten(2, (3, 4))
+    torch.testing.assert_close(backbone(images).patches, backbone(images, guide).patches, rtol=1e-5, atol=1e-5)
+    assert (backbone(images).patches - proxied()(images).patches).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("proxy", [PROXY, BY_SAM], ids=["own guide", "none"])
+def test_a_guide_that_is_given(proxy):
+    """It is used in place of the backbone's own, on its own grid, image by image."""
+    backbone = proxied(proxy)
+    images = photo(48, 64, count=2)
+    guide = torch.randn(2, 5, 2, 6, generator=torch.Generator().manual_seed(0)) + 0.5
+    found = backbone(images, guide)
+    assert found.grid == (2, 6) and found.patches.shape == (2, 12, 64)
+    for number in range(2):
+        expected = dense_by_loop(backbone, images[number : number + 1], "proxy", guide[number])
+        torch.testing.assert_close(found.patches[number].double(), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_shift_and_gain_are_those_of_the_proxy():
+    images = photo(64, 64)
+    plain = proxied()(images).patches
+    for change in ({"shift": 0.5}, {"gain": 12.0}):
+        assert (proxied(change)(images).patches - plain).abs().max() > 0.01
+
+
+def test_a_proxy_without_a_backbone_needs_a_guide():
+    backbone = proxied(BY_SAM)
+    assert backbone.guide is None and backbone.width == 64
+    refused(lambda: backbone(photo(48, 64)), "proxy=sam", "whole photos")
+    refused(lambda: backbone.patch_map(photo(48, 64)), "proxy=sam", "whole photos")
+
+
+def test_the_guide_is_frozen_and_no_part_of_the_backbones_weights():
+    backbone = proxied()
+    torch.nn.Sequential(backbone).train()
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    plain, guided = make_backbone(), make_backbone(features="proxy", proxy=PROXY)
+    assert guided.fingerprint == plain.fingerprint != guided.guide.fingerprint
+    assert plain.guide is None and plain.proxy is None
+
+
+def test_half_precision_of_a_guide():
+    backbone = proxied()
+    images = photo(64, 64)
+    exact = backbone(images)
+    rounded = backbone.use_precision("bf16-mixed")(images)
+    assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}
+    assert backbone.guide(images).patches.dtype == rounded.patches.dtype == torch.bfloat16
+    similarity = torch.nn.functional.cosine_similarity(rounded.patches.float(), exact.patches, dim=-1)
+    assert similarity.min() > 0.99
+    assert (rounded.patches.float() - exact.patches).abs().max() > 0  # it was rounded
+    refused(lambda: backbone.use_precision("32-true"), "precision=32-true", "load the model again")
+
+
+@pytest.mark.parametrize("call", ["forward", "patch_map"])
+def test_two_threads_with_different_guides(call):
+    """Nothing of an image is kept on the backbone: both threads are in the midst of it at once."""
+    backbone = proxied()
+    first, second = photo(48, 64, seed=1), photo(64, 32, seed=2)
+    guide = torch.randn(1, 5, 6, 2, generator=torch.Generator().manual_seed(0)) + 0.5
+    jobs = [(first, guide), (second, guide.flip(2)[:, :, :4]), (first, None), (second, None)]
+
+    def run(job):
+        found = getattr(backbone, call)(*job)
+        return found.patches if call == "forward" else found
+
+    alone = [run(job) for job in jobs]
+    meeting = Barrier(2, timeout=10)
+
+    def wait(*_):
+        meeting.wait()
+
+    backbone.model.blocks[0].register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(2) as threads:
+        for one, other in ((0, 1), (0, 3), (2, 1), (2, 3)):
+            together = list(threads.map(run, [jobs[one], jobs[other]]))
+            torch.testing.assert_close(together[0], alone[one], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(together[1], alone[other], rtol=1e-5, atol=1e-5)
+
+
+def test_arguments_from_a_configuration():
+    group = backbone_options(feature_norm="none")
+    assert with_proxy(group, PROXY) == group | {"proxy": PROXY}
+    assert with_proxy(group, BY_SAM) == group | {"proxy": BY_SAM}
+    assert with_proxy(group, dict.fromkeys(PROXY)) == group | {"proxy": None}
+    assert "proxy" not in group
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"features": "proxy"}, ["backbone.features=proxy", "proxy=NAME"]),
+        *(
+            ({"features": features, "proxy": PROXY}, ["proxy=other", f"not {features}"])
+            for features in ("last", "value", "self")
+        ),
+        (
+            {"features": "proxy", "proxy": PROXY, "timm_name": CNN},
+            ["backbone.features=proxy", f"use last for {CNN}"],
+        ),
+        ({"features": "proxy", "proxy": BY_SAM, "timm_name": CNN}, ["backbone.features=proxy", "use last"]),
+    ],
+    ids=["no proxy", "last", "value", "self", "cnn", "cnn by sam"],
+)
+def test_proxies_that_do_not_go_together(changes, parts):
+    refused(lambda: make_backbone(**changes), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"weights": "nowhere.pth"}, ["proxy.weights=nowhere.pth does not exist"]),
+        ({"weights": "."}, ["proxy.weights=. holds no other{"]),
+        ({"timm_name": "vit_smal_patch16_224"}, ["vit_small_patch16_224"]),
+        ({"features": "slef"}, ["proxy.features=slef", "self"]),
+        ({"features": "proxy"}, ["proxy.features=proxy"]),
+        ({"features": "self", "timm_name": CNN}, ["proxy.features=self", f"use last for {CNN}"]),
+    ],
+    ids=["missing file", "folder without it", "name", "features", "proxy of a proxy", "self of a cnn"],
+)
+def test_proxies_that_cannot_be_made(changes, parts, tmp_path, monkeypatch):
+    """The setting is named that is wrong: that of the proxy."""
+    monkeypatch.chdir(tmp_path)
+    message = refused(lambda: make_backbone(features="proxy", proxy=PROXY | changes), "proxy=other: ", *parts)
+    assert "backbone.weights" not in message and "backbone.features" not in message
+
+
+# Maps before the norm and the head --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("name", VITS)
+def test_finished_maps_are_the_patches(name, features, project):
+    options = {"timm_name": name, "project": project}
+    backbone = proxied(**options) if features == "proxy" else backbone_of(name, features, project)
+    images = photo(48, 64, count=2)
+    maps, expected = backbone.patch_map(images), backbone(images)
+    assert maps.shape == (2, MODELS[name][1], 3, 4) and expected.grid == (3, 4)
+    rows = torch.stack([maps[:, :, y, x] for y in range(3) for x in range(4)], dim=1)
+    torch.testing.assert_close(backbone.finish(rows), expected.patches, rtol=1e-5, atol=1e-5)
+
+
+def test_finished_maps_of_models_without_tokens(named):
+    name, backbone = named
+    images = photo(2 * backbone.stride, 3 * backbone.stride)
+    maps, expected = backbone.patch_map(images), backbone(images)
+    assert maps.shape == (1, MODELS[name][1], 2, 3)
+    rows = torch.stack([maps[:, :, y, x] for y in range(2) for x in range(3)], dim=1)
+    torch.testing.assert_close(backbone.finish(rows), expected.patches, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_finished_maps_of_half_precision(features):
+    """What was made of maps in float32 is finished in the dtype of the weights."""
+    backbone = proxied() if features == "proxy" else backbone_of(TINY_VIT, features, False)
+    backbone.use_precision("bf16-mixed")
+    images = photo(48, 64)
+    maps = backbone.patch_map(images)
+    found = backbone.finish(maps.float().flatten(2).mT)
+    assert maps.dtype == found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, backbone(images).patches, rtol=1e-2, atol=1e-2)
 
 
 # Weights ----------------------------------------------------------------------------------------------------------

@@ -314,3 +314,169 @@ def test_random_backbone_is_not_the_one_of_training(when, scratch_folder, tmp_pa
     save_model(model, tmp_path / "model", spec, SETTINGS)
     torch.manual_seed(17)
     refused(lambda: load_model(tmp_path / "model"), "random", str(tmp_path / "model"))
+
+
+# Another backbone as guide ----------------------------------------------------------------------------------------
+
+BY_SAM = {"name": "sam", "timm_name": None, "weights": None, "features": "last", "shift": 1.2, "gain": 3.0}
+
+
+def proxy_options(folder: Path, seed: int = 3, **changes) -> dict:
+    """Arguments of the other backbone, whose weights are saved in a file of this seed."""
+    path = save_backbone(folder / f"guide{seed}.safetensors", seed)
+    made = {"name": "guide", "timm_name": "test_vit.r160_in1k", "weights": str(path), "features": "last"}
+    return made | {"shift": 1.1, "gain": 4.0} | changes
+
+
+def build_proxied(folder: Path) -> tuple[SimZSS, dict]:
+    proxy = proxy_options(folder)
+    weights = str(save_backbone(folder / "vit.safetensors"))
+    spec = backbone_options(weights=weights, features="proxy", proxy=proxy)
+    return SimZSS(make_backbone(**spec), make_scratch(), "none").eval(), spec
+
+
+@pytest.fixture(scope="module")
+def proxied_folder(tmp_path_factory):
+    """A saved model with a guide that nobody changes."""
+    folder = tmp_path_factory.mktemp("proxied")
+    model, spec = build_proxied(folder)
+    save_model(model, folder / "model", spec, SETTINGS)
+    return folder / "model"
+
+
+def same(first: SimZSS, second: SimZSS) -> bool:
+    before, after = outputs(first), outputs(second)
+    return before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def test_round_trip_with_a_proxy(proxied_folder, tmp_path):
+    model, spec = build_proxied(tmp_path)
+    loaded, settings = load_model(proxied_folder)
+    assert settings == SETTINGS and not loaded.training
+    assert same(loaded, model)
+    assert (loaded.backbone.features, loaded.backbone.guide.name) == ("proxy", "guide")
+    assert not same(loaded, SimZSS(make_backbone(**spec | {"features": "value", "proxy": None}), model.text_encoder))
+    # What was loaded can be saved.
+    config = read(proxied_folder)
+    save_model(loaded, tmp_path / "again", config["backbone"], SETTINGS)
+    assert read(tmp_path / "again") == config
+    assert same(load_model(tmp_path / "again")[0], model)
+
+
+def test_the_proxy_is_named_and_its_weights_are_not_stored(proxied_folder):
+    config = read(proxied_folder)["backbone"]
+    guide = load_model(proxied_folder)[0].backbone.guide
+    file = proxied_folder.parent / "guide3.safetensors"
+    assert config["proxy"] == {
+        "name": "guide",
+        "timm_name": "test_vit.r160_in1k",
+        "weights": str(file),
+        "features": "last",
+        "shift": 1.1,
+        "gain": 4.0,
+        "fingerprint": guide.fingerprint,
+    }
+    assert config["fingerprint"] != guide.fingerprint and config["features"] == "proxy"
+    for name, value in load_file(file).items():
+        assert name.startswith("head.") or torch.equal(guide.model.state_dict()[name], value), name
+    stored = load_file(proxied_folder / "model.safetensors")
+    assert {name.split(".")[0] for name in stored} == {"text_encoder", "feature_norm", "logit_scale"}
+
+
+def test_recorded_place_of_a_proxy_does_not_depend_on_where_training_ran(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    model, spec = build_proxied(Path())
+    save_model(model, tmp_path / "model", spec, SETTINGS)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_model(tmp_path / "model")[0].backbone.guide is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "features"), [("scratch_folder", "self"), ("proxied_folder", "last"), ("proxied_folder", "value")]
+)
+def test_other_features(kind, features, request):
+    """Of a model with a guide too: it is left out then."""
+    folder = request.getfixturevalue(kind)
+    loaded, _ = load_model(folder, features=features)
+    assert loaded.backbone.features == features
+    assert loaded.backbone.guide is None and loaded.backbone.proxy is None
+    weights = str(folder.parent / "vit.safetensors")
+    plain = make_backbone(weights=weights, features=features)
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(loaded.backbone(image).patches, plain(image).patches)
+
+
+@pytest.mark.parametrize("kind", ["scratch_folder", "proxied_folder"])
+def test_another_proxy(kind, request, tmp_path):
+    """One that is asked for by name need not be the one of training."""
+    folder, proxy = request.getfixturevalue(kind), proxy_options(tmp_path, seed=8, shift=0.7)
+    loaded, _ = load_model(folder, features="proxy" if kind == "scratch_folder" else None, proxy=proxy)
+    assert loaded.backbone.features == "proxy" and loaded.backbone.proxy == proxy
+    expected = make_backbone(weights=str(folder.parent / "vit.safetensors"), features="proxy", proxy=proxy)
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(loaded.backbone(image).patches, expected(image).patches)
+
+
+@pytest.mark.parametrize("kind", ["scratch_folder", "proxied_folder"])
+def test_a_proxy_whose_features_are_given_later(kind, request):
+    loaded, _ = load_model(request.getfixturevalue(kind), features="proxy", proxy=BY_SAM)
+    assert loaded.backbone.guide is None
+    assert loaded.backbone.proxy == BY_SAM and loaded.backbone.features == "proxy"
+
+
+def test_features_and_proxies_that_do_not_go_together(scratch_folder, proxied_folder, tmp_path):
+    proxy = proxy_options(tmp_path)
+    refused(lambda: load_model(scratch_folder, features="proxy"), str(scratch_folder), "proxy=NAME")
+    refused(lambda: load_model(scratch_folder, proxy=proxy), "proxy=guide", "not last")
+    refused(lambda: load_model(proxied_folder, features="self", proxy=proxy), "proxy=guide", "not self")
+    refused(lambda: load_model(scratch_folder, features="slef"), str(scratch_folder), "backbone.features=slef")
+
+
+@pytest.mark.parametrize("kind", ["exchanged", "random", "other fingerprint"])
+def test_proxy_of_other_weights(kind, proxied_folder, tmp_path):
+    other = str(save_backbone(tmp_path / "other.safetensors", seed=8))
+
+    def change(config):
+        proxy = config["backbone"]["proxy"]
+        proxy.update({"exchanged": {"weights": other}, "random": {"weights": "random"}}.get(kind, {"fingerprint": "a"}))
+
+    target = changed(proxied_folder, tmp_path / "model", change)
+    says = {"exchanged": other, "random": "random"}.get(kind, "guide3.safetensors")
+    refused(lambda: load_model(target), str(target), f"{says} of proxy guide", "not those")
+    load_model(target, features="value")  # which does not ask it
+
+
+def test_proxy_file_that_is_gone(proxied_folder, tmp_path):
+    gone = str(tmp_path / "gone.safetensors")
+    target = changed(
+        proxied_folder, tmp_path / "model", lambda config: config["backbone"]["proxy"].update(weights=gone)
+    )
+    refused(lambda: load_model(target), str(target), f"proxy.weights={gone}", "does not exist")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda proxy, key=key: proxy.pop(key) for key in ("name", "timm_name", "features", "shift", "fingerprint")),
+        lambda proxy: proxy.update(gain="high"),
+        lambda proxy: proxy.update(timm_name=7),
+        lambda proxy: proxy.update(timm_name="nonsense"),
+    ],
+    ids=["name", "timm_name", "features", "shift", "fingerprint", "gain", "number for a name", "unknown name"],
+)
+def test_broken_proxy(change, proxied_folder, tmp_path):
+    target = changed(proxied_folder, tmp_path / "model", lambda config: change(config["backbone"]["proxy"]))
+    refused(lambda: load_model(target), str(target))
+
+
+def test_folders_of_before_there_were_proxies(scratch_folder, tmp_path):
+    assert "proxy" not in read(scratch_folder)["backbone"]
+    target = changed(scratch_folder, tmp_path / "model", lambda config: config["backbone"].update(proxy=None))
+    first, second = load_model(scratch_folder)[0], load_model(target)[0]
+    assert first.backbone.proxy is None and second.backbone.proxy is None
+    assert same(first, second)
