@@ -41,7 +41,7 @@ class BenchmarkConfig:
         short_side: short side in pixels that a protocol, by its name, takes for this set.
         official_images: number of images of the official set.
         limit: first so many images, null for all.
-        sam: what settings leave open for this set where SAM is asked: `cos_factor` and `parts` of
+        sam: what a protocol, by its name, takes for this set where settings leave it open: `cos_factor` and `parts` of
             `simzss.segmentation.correlate.Correlation`, `threshold` of `simzss.segmentation.refine.sam.SamRefinement`.
     """
 
@@ -63,7 +63,7 @@ class BenchmarkConfig:
     short_side: dict[str, int]
     official_images: int | None
     limit: int | None = None
-    sam: dict[str, Any] = field(default_factory=dict)
+    sam: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

@@ -5,7 +5,7 @@ those whose attention never spans the image, such as MobileSAM and SAM 2), or fr
 is made some rows at a time: as a whole, and for each head, it would take gigabytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,7 +42,7 @@ class Correlation:
 
     kind: str = "none"
     cos_factor: float | None = None
-    temperature: float = 0.1
+    temperature: float = 0.05
     parts: int | None = None
 
     def __post_init__(self) -> None:
@@ -102,15 +102,17 @@ def correlate(
         return _averaged(rows, keys).unflatten(1, features.shape[1:])
     height, width = photo or features.shape[1:]
     axis = 1 if width >= height else 0
+    # Parts may differ by a pixel, and must fit together: all have the cells of the largest.
+    even = [max(1, round(max(encoding.cells[side] for encoding in encodings))) for side in (0, 1)]
     pieces = [
-        _on_grid(_part(features, axis, number, len(encodings)), encoding, settings)
+        _on_grid(_part(features, axis, number, len(encodings)), encoding, settings, even)
         for number, encoding in enumerate(encodings)
     ]
     return torch.cat(pieces, dim=1 + axis)
 
 
-def _on_grid(features: Tensor, encoding: SamEncoding, settings: Correlation) -> Tensor:
-    """The same for one picture that SAM saw: (C, h', w') on cells that divide it evenly."""
+def _on_grid(features: Tensor, encoding: SamEncoding, settings: Correlation, even: Sequence[int]) -> Tensor:
+    """The same for one picture that SAM saw: (C, *even) on cells that divide it evenly."""
     assert settings.cos_factor is not None
     grid, cells = (encoding.embedding.shape[1], encoding.embedding.shape[2]), encoding.cells
     places = [
@@ -126,7 +128,6 @@ def _on_grid(features: Tensor, encoding: SamEncoding, settings: Correlation) -> 
         rows = similarity_rows(own, own, settings.cos_factor, settings.temperature)
     found = _averaged(rows, values).unflatten(1, grid)
     # The last row or column of SAM's cells may lie partly outside the image.
-    even = [max(1, round(extent)) for extent in cells]
     return bilinear(found, *(centres(count, extent) for count, extent in zip(even, cells, strict=True)))
 
 
@@ -145,6 +146,8 @@ def attention_rows(attention: LastAttention, cos_factor: float) -> Iterator[Tens
         weights = attention.rows(start, min(start + step, count))
         weights.masked_fill_(unit[:, start : start + step] @ unit.mT <= threshold, 0)
         rows = weights.mean(dim=0)
+        none = rows.sum(dim=1) == 0  # rounded to nothing for all that counts: the cell keeps itself
+        rows.diagonal(start).masked_fill_(none, 1)
         yield rows / rows.sum(dim=1, keepdim=True)
 
 

@@ -115,7 +115,7 @@ class Segmenter:
             raise InputError(f"correlate={correlation.kind} needs one map of the image, as inference=whole and splice "
                              "have, not slide")  # fmt: skip
         if not any(asking.values()):
-            return correlation.resolved(None), None
+            return correlation.resolved(None, self.values.get("cos_factor")), None
         assert sam is not None
         sam.to(self.device).use_precision(self.precision)
         return correlation.resolved(sam, self.values.get("cos_factor"), self.values.get("parts")), sam

@@ -63,16 +63,17 @@ def build_segmenter(
     Raises:
         InputError: settings that do not go together.
     """
+    protocol = _protocol(plain).resolved(None if benchmark is None else benchmark.short_side)
     return Segmenter(
         model,
-        _protocol(plain).resolved(None if benchmark is None else benchmark.short_side),
+        protocol,
         readout,
         plain["precision"],
         refinement=build_refinement(plain.get("refine", {"kind": "none"})),
         batch_size=plain["batch_size"],
         correlation=Correlation(**plain["correlate"]),
         sam=sam,
-        values=None if benchmark is None else benchmark.sam,
+        values=None if benchmark is None else benchmark.sam.get(protocol.name),
     )
 
 

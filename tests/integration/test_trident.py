@@ -84,7 +84,7 @@ def by_segmenter(folder: Path) -> Segmenter:
     model, _ = load_model(folder / "model", features="proxy", proxy=options)
     protocol = Protocol("trident", "splice", 64, 64, 32, "name", "max", 0.1)
     made = Segmenter(model, protocol, "concept", "32-true", refinement=SamRefinement(0.04, 1, 0.17),
-                     correlation=Correlation("attention", 1.2, 0.1, 1), sam=load_sam(f"{folder}/sam"))  # fmt: skip
+                     correlation=Correlation("attention", 1.2, 0.05, 1), sam=load_sam(f"{folder}/sam"))  # fmt: skip
     return made
 
 
@@ -115,7 +115,7 @@ def test_results_say_how(measured):
     assert (facts["name"], facts["inference"], facts["merge"], facts["features"]) == (
         "trident", "splice", "max", "proxy"
     )  # fmt: skip
-    assert facts["correlate"] == {"kind": "attention", "cos_factor": 1.2, "temperature": 0.1, "parts": 1}
+    assert facts["correlate"] == {"kind": "attention", "cos_factor": 1.2, "temperature": 0.05, "parts": 1}
     assert facts["refine"]["kind"] == "sam" and facts["refine"]["threshold"] == 0.04
     assert facts["proxy"]["name"] == "dino_vitb16" and facts["proxy"]["weights"]
     assert facts["sam"]["name"] == f"{folder}/sam" and facts["sam"]["weights"]
@@ -125,19 +125,17 @@ def test_results_say_how(measured):
 
 
 def test_experiment_takes_the_values_of_the_set(prepared):
-    """What neither the experiment nor the user says comes from the set's file.
+    """What neither the experiment nor the user says comes from the set's file; the user's own word comes first.
 
     But where the background has a threshold, as beside the plain names, regions begin there.
     """
-    values = dict(load_choice("benchmark", "voc21").sam)
+    values = dict(load_choice("benchmark", "voc21").sam.trident)
     words = [word for word in trident(prepared) if not word.startswith("refine.threshold")]
     assert settled(measure(prepared, "values", *words, "benchmark.limit=1")) == (
         values["cos_factor"], values["parts"], 0.06, values["threshold"]
     )  # fmt: skip
-    others = ["benchmark.sam={cos_factor: 0.9, parts: 2, threshold: 0.03}", "benchmark.limit=1"]
-    assert settled(measure(prepared, "others", *words, *others)) == (0.9, 2, 0.06, 0.03)
-    own = ["correlate.cos_factor=1.1", "correlate.parts=3", "refine.threshold=0.05"]
-    assert settled(measure(prepared, "own", *words, *others, *own)) == (1.1, 3, 0.05, 0.05)
+    others = ["benchmark.sam={trident: {cos_factor: 0.9, parts: 2, threshold: 0.03}}", "benchmark.limit=1"]
+    assert settled(measure(prepared, "others", *words, *others, "correlate.parts=3")) == (0.9, 3, 0.06, 0.03)
 
 
 def settled(result: dict) -> tuple[float, int, float, float]:
@@ -200,7 +198,7 @@ def test_two_processes_count_as_one(measured, tmp_path):
 def test_process_without_an_image(measured, tmp_path):
     """One image on two processes: the second has no counts to add."""
     folder, _ = measured
-    words = [*trident(folder), "benchmark.limit=1"]
+    words = [*trident(folder), "benchmark.limit=1", "engineered=false"]
     single = measure(folder, "single", *words)
     (folder / "single" / "results.json").unlink()
     pair = arguments(folder, "single", *words)

@@ -59,12 +59,15 @@ def _transformers(weights: str) -> Sam:
             dtype=torch.float32,
             attn_implementation="sdpa",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:
         raise InputError(f"sam.weights={weights} cannot be read as a {kind} model: {_reason(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):
-        if lacking := sorted(str(name) for name in loading.get(problem, ())):
-            raise InputError(f"sam.weights={weights} lacks {', '.join(lacking[:3])} ({len(lacking)} tensors)")
+        names = (name[0] if isinstance(name, tuple) else name for name in loading.get(problem, ()))
+        if lacking := sorted(map(str, names)):
+            what = "lacks" if problem == "missing_keys" else "has of another size"
+            raise InputError(f"sam.weights={weights} {what} {', '.join(lacking[:3])} ({len(lacking)} tensors)")
     if surplus := sorted(loading.get("unexpected_keys", ())):
         logging.getLogger(__name__).warning(
             "sam.weights=%s holds %d tensors that a %s has no place for, such as %s",

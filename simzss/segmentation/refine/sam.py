@@ -20,8 +20,8 @@ from simzss.segmentation.scores import ScoreMap
 SHORT_SIDE = 448
 """`min_area` is meant for a map whose short side has so many pixels."""
 
-THRESHOLD = 0.2
-"""What `threshold` is where neither the settings nor a benchmark say."""
+THRESHOLD = 0.5
+"""What `threshold` is where neither the settings, nor a background, nor a benchmark say: the class has the majority."""
 
 BACKGROUNDS = ("compete", "yield", "rest")
 

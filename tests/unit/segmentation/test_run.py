@@ -65,8 +65,7 @@ def segment(folder, output, *words: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(output / f"{number}_mask.png")) for number in range(2)]
 
 
-@pytest.mark.parametrize("background", [None, Background("threshold", threshold=0.35)])
-@pytest.mark.parametrize("proxy", [None, "sam"])
+@pytest.mark.parametrize(("proxy", "background"), [(None, None), ("sam", Background("threshold", threshold=0.35))])
 def test_words_are_a_segmenter(folder, tmp_path, proxy, background):
     words = [] if background is None else ["background.kind=threshold", "background.threshold=0.35"]
     words += [] if proxy is None else ["proxy=sam"]
@@ -88,10 +87,7 @@ def test_each_word_has_its_own_influence(folder, tmp_path):
     weights = f"sam.weights={folder}/sam2"
     words = {
         "plain": [],
-        "splice": ["inference=splice"],
-        "slide": ["inference=slide"],
-        "correlate": ["inference=splice", "correlate=sam"],
-        "patches": ["correlate=patches"],
+        "correlate": ["correlate=sam"],
         "proxy": ["proxy=sam"],
         "refine": ["refine=sam", "refine.threshold=0.3", "refine.min_area=1", "refine.min_iou=0.5"],
         "vote": ["refine=vote", "refine.points=4", "refine.min_iou=0.5", "refine.min_stability=0"],
@@ -159,13 +155,12 @@ BAD = [
 
 @pytest.mark.parametrize(("word", "says"), BAD, ids=[word for word, _ in BAD])
 def test_values_that_no_segmenter_could_have(folder, tmp_path, capsys, word, says):
-    """Refused before a model is read, and by `config validate` of every verb that segments."""
+    """Refused before a model is read, and by `config validate`."""
     words = ["correlate=sam", "refine=sam", f"sam.weights={folder}/sam"]
     key = word.partition("=")[0]
     words = [*(given for given in words if not given.startswith(f"{key}=")), word]
     refused(lambda: segment(folder, tmp_path / "out", *words), *says)
     assert not (tmp_path / "out").exists()
-    refused(lambda: dispatch(["config", "validate", "segment", "model=m", "classes=cat", *words]), *says)
     common = ["model=m", "benchmark=voc21", "benchmark.root=r", *words]
     refused(lambda: dispatch(["config", "validate", "eval", *common]), *says)
     assert capsys.readouterr().out == ""
@@ -185,6 +180,6 @@ def test_proxy_beside_other_features(folder, tmp_path):
 @pytest.mark.parametrize("verb", ["eval", "segment"])
 def test_valid_words_are_valid(capsys, verb):
     own = ["benchmark=voc21", "benchmark.root=r"] if verb == "eval" else ["classes=cat,dog"]
-    for words in (TRIDENT, ["experiment=trident"], ["experiment=trident", "proxy=sam", "refine=vote"]):
+    for words in (TRIDENT, ["experiment=trident", "proxy=sam", "refine=vote"]):
         dispatch(["config", "validate", verb, "model=m", *own, *words])
         assert capsys.readouterr().out == "valid\n"

@@ -175,7 +175,7 @@ def test_features_are_correlated_before_the_norm(sam, inference, kind):
         left, right = (patch_map("self", pixels_of(image)[:, :, start : start + 64]) for start in (0, 16))
         maps = torch.cat([left[:, :, :1], (left[:, :, 1:] + right[:, :, :-1]) / 2, right[:, :, -1:]], dim=2)
     seen = [] if kind == "patches" else [sam.encode(sam.resize(image), attention=True)]
-    settings = Correlation("attention" if kind == "sam" else kind, 1.2, 0.1, 1)
+    settings = Correlation("attention" if kind == "sam" else kind, 1.2, 0.05, 1)
     found = segmenter(inference, kind, sam, features="self", stride=16).predict(image)
     assert_scores(found, cosines("self", correlate(maps, seen, settings)), image)
     plain = segmenter(inference, features="self", stride=16).predict(image)
@@ -186,7 +186,7 @@ def test_sam_without_attention_correlates_by_its_embedding(sams):
     image, second = picture(3, (64, 50)), sams["second"]
     found = segmenter(correlation="sam", sam=second).predict(image)
     seen = second.encode(second.resize(image))
-    maps = correlate(patch_map("last", pixels_of(image)), [seen], Correlation("embedding", 1.2, 0.1, 1))
+    maps = correlate(patch_map("last", pixels_of(image)), [seen], Correlation("embedding", 1.2, 0.05, 1))
     assert_scores(found, cosines("last", maps), image)
     refused(lambda: segmenter(correlation="attention", sam=second), "correlate.kind=attention", "use embedding")
 
@@ -196,7 +196,7 @@ def test_sam_sees_parts(sam, size):
     """Two along the longer side of the photo, though its grid of patches be square."""
     image = picture(4, size)
     maps, (width, height) = patch_map("last", pixels_of(image)), size
-    half = Correlation("attention", 1.2, 0.1, 1)
+    half = Correlation("attention", 1.2, 0.05, 1)
     if width >= height:
         boxes, dim = [(0, 0, width // 2, height), (width // 2, 0, width, height)], 2
     else:
@@ -459,7 +459,7 @@ def test_values_of_a_benchmark(sam):
         changed = segmenter("splice", "attention", sam, open_ones, values=values | {name: other}).predict(image)
         assert not torch.equal(changed.logits, expected.logits), name
     plain = segmenter("splice", "attention", sam, SamRefinement())
-    assert settled(plain) == (1.2, 1, 0.2)
+    assert settled(plain) == (1.2, 1, 0.5)
 
 
 @pytest.mark.parametrize("kind", ["threshold", "both"])
@@ -482,12 +482,12 @@ def test_described_with_resolved_values(sam):
     facts = segmenter("splice", "sam", sam, SamRefinement(), "proxy", values=values).describe()
     assert (facts["inference"], facts["features"]) == ("splice", "proxy")
     assert facts["proxy"] == {"name": "sam", "shift": 1.0, "gain": 3.0, "weights": None}
-    assert facts["correlate"] == {"kind": "attention", "cos_factor": 0.5, "temperature": 0.1, "parts": 2}
+    assert facts["correlate"] == {"kind": "attention", "cos_factor": 0.5, "temperature": 0.05, "parts": 2}
     assert facts["refine"] == {"kind": "sam", "threshold": 0.36, "min_area": 225, "min_iou": 0.8,
                                "mask_scale": 0.005, "background": "compete"}  # fmt: skip
     assert facts["sam"] == {"name": sam.name, "weights": sam.fingerprint}
     facts = segmenter(correlation="patches", sam=sam, values=values).describe()
-    assert facts["correlate"] == {"kind": "patches", "cos_factor": 0.5, "temperature": 0.1, "parts": 1}
+    assert facts["correlate"] == {"kind": "patches", "cos_factor": 0.5, "temperature": 0.05, "parts": 1}
     facts = segmenter(sam=sam, refinement=RegionVote(), values=values).describe()
     assert facts["refine"] == {"kind": "vote", "points": 16, "min_iou": 0.88, "min_stability": 0.9,
                                "max_overlap": 0.7, "vote": "probability"}  # fmt: skip
