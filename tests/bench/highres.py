@@ -39,6 +39,7 @@ class HighResConfig:
     proxy: a name in conf/proxy
     sets: names of benchmarks
     limit: first so many images of each
+    points: of the grid that the vote asks about, along the longer side
     rows: names of rows; empty for all
     common: settings of simzss eval for every row
     short_sides: of ever larger images in pixels; empty leaves this part out
@@ -53,6 +54,7 @@ class HighResConfig:
     proxy: str = "dinov2_vits14"
     sets: list[str] = field(default_factory=lambda: list(ROOTS))
     limit: int = 40
+    points: int = 8
     rows: list[str] = field(default_factory=list)
     common: list[str] = field(default_factory=lambda: ["protocol=tcl"])
     short_sides: list[int] = field(default_factory=lambda: [512, 1024, 2048])
@@ -77,12 +79,11 @@ class HighResConfig:
             found[inference] = [f"inference={inference}"]
             found[f"{inference}, proxy {self.proxy}"] = [f"inference={inference}", *guided]
             found[f"{inference}, proxy sam"] = [f"inference={inference}", "proxy=sam"]
-        for name, own in (("", []), (", proxy sam", ["proxy=sam"]), (f", proxy {self.proxy}", guided)):
-            correlated = ["inference=splice", "correlate=sam", *own]
-            found[f"splice{name}, correlate"] = correlated
-            found[f"splice{name}, correlate, refine"] = [*correlated, "refine=sam"]
-        found["splice, refine"] = ["inference=splice", "refine=sam"]
-        found["splice, correlate, vote"] = ["inference=splice", "correlate=sam", "refine=vote"]
+        correlated = ["inference=splice", "correlate=sam"]
+        found["splice, correlate"] = correlated
+        found["splice, correlate, refine"] = [*correlated, "refine=sam"]
+        found["splice, correlate, vote"] = [*correlated, "refine=vote", f"refine.points={self.points}"]
+        found[f"splice, proxy {self.proxy}, correlate, refine"] = [*correlated, "refine=sam", *guided]
         return found
 
 
