@@ -29,7 +29,7 @@ demo: $(VENV)/.ready  ## render scenes, train on their captions, segment held-ou
 	@echo "report: $(DEMO)/report.html"
 
 test: $(VENV)/.ready lint  ## lint, types and all tests that need no downloaded data
-	$(BIN)/python -m pytest -m "not real"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 real-test: $(VENV)/.ready  ## tests on real photos and weights: SIMZSS_DATA=… SIMZSS_WEIGHTS=… make real-test
 	$(BIN)/python -m pytest -m real

@@ -139,6 +139,8 @@ def test_shape_of_the_results(measured):
             "temperature": 0.05,
             "readout": "concept",
             "precision": "32-true",
+            "features": "last",
+            "correlate": "none",
             "refine": "none",
             "background": {"kind": "none", "threshold": 0.0, "words": []},
         }
