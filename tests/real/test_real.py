@@ -150,7 +150,8 @@ def test_evaluation_of_all_equals_numpy_on_the_masks_of_segment(clip_model, data
         classes = [line.strip() for line in (CONF / f"names/{benchmark}.txt").read_text().splitlines()]
         classes = [line for line in classes if line and not line.startswith("#")]
         run("simzss", "segment", *(photo for photo, _ in pairs), f"model={clip_model}",
-            f"classes={','.join(classes)}", f"output_dir={tmp_path}/{benchmark}", "protocol.templates=photo")  # fmt: skip
+            f"classes={','.join(classes)}", f"output_dir={tmp_path}/{benchmark}",
+            "protocol.templates=photo")  # fmt: skip
         matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
         for photo, mask in pairs:
             truth = np.asarray(Image.open(mask)).astype(int) - 1
