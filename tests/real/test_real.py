@@ -110,9 +110,9 @@ def test_segment_with_own_words(clip_model, data, tmp_path):
 @pytest.mark.parametrize(
     ("benchmark", "least", "more"),
     [
-        ("voc20", 40, ["inference=splice", "correlate=sam", "refine=sam"]),
-        ("voc21", 15, ["experiment=trident", "proxy=dinov2_vits14", "proxy.weights={weights}"]),
-        ("voc20", 40, ["inference=slide", "proxy=sam", "refine=vote", "refine.points=8", "benchmark.limit=3"]),
+        ("voc20", 50, ["inference=splice", "correlate=sam", "refine=sam"]),
+        ("voc21", 25, ["experiment=trident", "proxy=dinov2_vits14", "proxy.weights={weights}"]),
+        ("voc20", 50, ["inference=slide", "proxy=sam", "refine=vote", "refine.points=8", "benchmark.limit=3"]),
     ],
 )
 def test_high_resolution(benchmark, least, more, clip_model, weights, data, tmp_path):
@@ -121,7 +121,7 @@ def test_high_resolution(benchmark, least, more, clip_model, weights, data, tmp_
         "protocol.templates=photo", "engineered=false",
         *(value.format(weights=weights) for value in more))  # fmt: skip
     result = json.loads((tmp_path / "results.json").read_text())[benchmark]
-    assert result["mIoU"] > least
+    assert result["aAcc"] > least  # on so few photos a class that is wrongly seen once weighs as much as any
     asked = result["regions"]
     if "prompts" in asked:
         prompts, accepted, failed = (sum(asked[key].values()) for key in ("prompts", "accepted", "failed"))
