@@ -116,7 +116,7 @@ def _on_grid(features: Tensor, encoding: SamEncoding, settings: Correlation, eve
     assert settings.cos_factor is not None
     grid, cells = (encoding.embedding.shape[1], encoding.embedding.shape[2]), encoding.cells
     places = [
-        (torch.arange(count, dtype=torch.float64) + 0.5) * (length / extent) - 0.5
+        centres(count, count * length / extent)
         for count, length, extent in zip(grid, features.shape[1:], cells, strict=True)
     ]
     values = bilinear(features, *places)
@@ -191,6 +191,6 @@ def _part(features: Tensor, axis: int, number: int, parts: int) -> Tensor:
         return features
     length = features.shape[1 + axis]
     count = max(1, round(length / parts))
-    along = (torch.arange(count, dtype=torch.float64) + 0.5) * (length / parts / count) - 0.5 + number * length / parts
+    along = centres(count, length / parts) + number * length / parts
     whole = torch.arange(features.shape[2 - axis], dtype=torch.float64)
     return bilinear(features, *((along, whole) if axis == 0 else (whole, along)))

@@ -1,10 +1,9 @@
 """SAM's embedding of a whole image as the guide of the backbone's windows (`proxy=sam`)."""
 
-import torch
 from torch import Tensor
 
 from simzss.models.sam.sam import SamEncoding
-from simzss.models.sam.sampling import bilinear
+from simzss.models.sam.sampling import bilinear, centres
 
 
 def window_guide(
@@ -26,6 +25,5 @@ def window_guide(
     for axis in (0, 1):
         scale = encoding.cells[axis] / image[axis]  # cells of a pixel
         count = max(1, round(window[axis] * scale))
-        pixels = (torch.arange(count, dtype=torch.float64) + 0.5) * (window[axis] / count) + place[axis]
-        positions.append(pixels * scale - 0.5)
+        positions.append(centres(count, window[axis] * scale) + place[axis] * scale)
     return bilinear(encoding.embedding, *positions)

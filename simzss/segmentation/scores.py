@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from simzss.models.sam.sampling import centres
+
 _TILE = 48  # pixels: a few patches wide, so that few classes are left in a tile and its scores stay in the cache
 _TILE_ACCELERATOR = 512  # where starting a kernel costs more than its arithmetic
 _SLACK = 1e-5  # cosines' rounding: a class this close to the best is not left out
@@ -126,11 +128,17 @@ _Piece = tuple[int, slice, slice]  # window, its rows of cells, its columns of c
 def interpolation(length: int, target: int) -> Tensor:
     """(target, length) float64 matrix of bilinear interpolation along an axis, half-pixel centres (torch's
     `align_corners=False`)."""  # fmt: skip
-    at = ((torch.arange(target, dtype=torch.float64) + 0.5) * (length / target) - 0.5).clamp(0, length - 1)
+    return bilinear_rows(centres(target, length), length)
+
+
+def bilinear_rows(positions: Tensor, length: int) -> Tensor:
+    """(n, length) float64 matrix that looks up n positions between the cells of an axis; see `centres` for what a
+    position means. Those outside take the cell at the edge."""  # fmt: skip
+    at = positions.clamp(0, length - 1)
     low = at.floor().long()
     high = (low + 1).clamp(max=length - 1)
-    matrix = torch.zeros(target, length, dtype=torch.float64)
-    index = torch.arange(target)
+    matrix = torch.zeros(len(at), length, dtype=torch.float64)
+    index = torch.arange(len(at))
     matrix[index, low] += 1 - (at - low)
     matrix[index, high] += at - low
     return matrix

@@ -25,7 +25,7 @@ from simzss.segmentation.prepare import Preparation, Prepared
 from simzss.segmentation.prompts import READOUTS
 from simzss.segmentation.protocol import WHOLE_336, Protocol
 from simzss.segmentation.refine.pamr import pamr
-from simzss.segmentation.refine.refinement import PixelRefinement, Refinement
+from simzss.segmentation.refine.refinement import PixelRefinement, Refinement, asks_sam, kind_of
 from simzss.segmentation.refine.sam import SamRefinement, refine
 from simzss.segmentation.refine.vote import RegionVote, vote
 from simzss.segmentation.scores import ScoreMap
@@ -102,9 +102,8 @@ class Segmenter:
 
     def _resolved(self, correlation: Correlation, sam: Sam | None) -> tuple[Correlation, Sam | None]:
         """The correlation without open values, and the SAM if anything asks it."""
-        refinement = self.refinement
         asking = {
-            f"refine={_REFINEMENTS.get(type(refinement))}": isinstance(refinement, SamRefinement | RegionVote),
+            f"refine={kind_of(self.refinement)}": asks_sam(self.refinement),
             f"correlate={correlation.kind}": correlation.needs_sam,
             "proxy=sam": guided_by_sam(self.model),
         }
@@ -131,7 +130,7 @@ class Segmenter:
     def _sees_whole(self) -> bool:
         """Whether SAM is asked about the whole image."""
         correlates = self.correlation.needs_sam and self.correlation.parts == 1
-        return correlates or guided_by_sam(self.model) or isinstance(self.refinement, SamRefinement | RegionVote)
+        return correlates or guided_by_sam(self.model) or asks_sam(self.refinement)
 
     @classmethod
     def from_pretrained(
@@ -254,10 +253,7 @@ class Segmenter:
         facts |= {"refine": "none"}
         refinement = self._refinement_for(background)
         if refinement is not None:
-            facts |= {"refine": {"kind": _REFINEMENTS[type(refinement)]} | asdict(refinement)}
+            facts |= {"refine": {"kind": kind_of(refinement)} | asdict(refinement)}
         if self.sam is not None:
             facts |= {"sam": {"name": self.sam.name, "weights": self.sam.fingerprint}}
         return facts | {"background": asdict(background) | {"words": list(background.words)}}
-
-
-_REFINEMENTS: dict[type, str] = {PixelRefinement: "pamr", SamRefinement: "sam", RegionVote: "vote"}

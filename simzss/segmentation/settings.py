@@ -13,9 +13,7 @@ from simzss.models.sam.sam import Sam
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.correlate import Correlation
 from simzss.segmentation.protocol import Protocol
-from simzss.segmentation.refine.refinement import build_refinement
-from simzss.segmentation.refine.sam import SamRefinement
-from simzss.segmentation.refine.vote import RegionVote
+from simzss.segmentation.refine.refinement import Refinement, asks_sam, build_refinement
 from simzss.segmentation.segmenter import Segmenter
 
 
@@ -27,7 +25,7 @@ def check_settings(plain: Mapping[str, Any]) -> None:
     """
     _protocol(plain)
     Correlation(**plain["correlate"])
-    build_refinement(plain.get("refine", {"kind": "none"}))
+    _refinement(plain)
 
 
 def load_configured(plain: Mapping[str, Any]) -> tuple[SimZSS, dict[str, Any]]:
@@ -43,8 +41,7 @@ def load_configured(plain: Mapping[str, Any]) -> tuple[SimZSS, dict[str, Any]]:
 
 def load_configured_sam(plain: Mapping[str, Any]) -> Sam | None:
     """The Segment Anything model that `sam` describes, if anything asks one."""
-    refinement = build_refinement(plain.get("refine", {"kind": "none"}))
-    asks = isinstance(refinement, SamRefinement | RegionVote) or Correlation(**plain["correlate"]).needs_sam
+    asks = asks_sam(_refinement(plain)) or Correlation(**plain["correlate"]).needs_sam
     return load_sam(plain["sam"]["weights"]) if asks or plain["proxy"]["name"] == "sam" else None
 
 
@@ -69,12 +66,16 @@ def build_segmenter(
         protocol,
         readout,
         plain["precision"],
-        refinement=build_refinement(plain.get("refine", {"kind": "none"})),
+        refinement=_refinement(plain),
         batch_size=plain["batch_size"],
         correlation=Correlation(**plain["correlate"]),
         sam=sam,
         values=None if benchmark is None else benchmark.sam.get(protocol.name),
     )
+
+
+def _refinement(plain: Mapping[str, Any]) -> Refinement | None:
+    return build_refinement(plain.get("refine", {"kind": "none"}))  # `threshold` refines nothing
 
 
 def _protocol(plain: Mapping[str, Any]) -> Protocol:

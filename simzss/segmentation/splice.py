@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from simzss.segmentation.scores import bilinear_rows
+
 
 class Splice:
     """The mean of window maps, filled window by window: only the map of the whole image is kept.
@@ -59,12 +61,7 @@ def _shares(starts: Sequence[int], window: int, count: int, length: int, side: i
     covered = torch.stack([(centres >= start) & (centres < start + window) for start in starts])
     found = []
     for start, inside in zip(starts, covered, strict=True):
-        at = ((centres - start) * (count / window) - 0.5).clamp(0, count - 1)
-        low = at.floor().long()
-        matrix = torch.zeros(side, count, dtype=torch.float64)
-        index = torch.arange(side)
-        matrix[index, low] += 1 - (at - low)
-        matrix[index, (low + 1).clamp(max=count - 1)] += at - low
+        matrix = bilinear_rows((centres - start) * (count / window) - 0.5, count)
         found.append(matrix * (inside / covered.sum(dim=0))[:, None])
     return found
 

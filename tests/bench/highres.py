@@ -5,10 +5,9 @@ second table measures the whole chain on ever larger images.
 """
 
 import json
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from simzss.errors import InputError, nearest, run_program
 from simzss.evaluation.evaluate import evaluate
 from simzss.segmentation.segmenter import Segmenter
 from simzss.segmentation.settings import build_segmenter, load_configured, load_configured_sam
+from tests.bench.peaks import Peak, apart
 from tests.bench.report import table
 from tests.bench.rows import machine
 
@@ -92,21 +92,15 @@ def compare(config: HighResConfig) -> Path:
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"machine": machine(), "threads": config.threads, "limit": config.limit, "sets": {}}
-    context = multiprocessing.get_context("spawn")
-
-    def apart(action: Callable[..., Any], *arguments: Any) -> Any:
-        with context.Pool(1) as pool:
-            return pool.apply(action, (config, *arguments))
-
     methods = {name: more for name, more in config.methods().items() if not config.rows or name in config.rows}
     for row, more in methods.items():
         for name in config.sets:
-            content["sets"].setdefault(name, {})[row] = apart(_measure, name, more)
+            content["sets"].setdefault(name, {})[row] = apart(_measure, config, name, more)
             _write(output, content, list(methods))
             print(name, row, content["sets"][name][row], flush=True)
     for side in config.short_sides:
         for row in ("splice", "splice, correlate, refine"):
-            found = apart(_grow, config.methods()[row], side)
+            found = apart(_grow, config, config.methods()[row], side)
             content.setdefault("sizes", {}).setdefault(str(side), {})[row] = found
             _write(output, content, list(methods))
             print(side, row, found, flush=True)
@@ -119,7 +113,7 @@ def _measure(config: HighResConfig, name: str, more: Sequence[str]) -> dict[str,
     segmenter, benchmark = _open(config, name, more)
     first = Benchmark(_options(config, name, 1))
     evaluate(segmenter, first)  # loads what it needs
-    peak = _Peak()
+    peak = Peak()
     began = time.perf_counter()
     result = evaluate(segmenter, benchmark).result
     seconds = (time.perf_counter() - began) / len(benchmark)
@@ -139,7 +133,7 @@ def _grow(config: HighResConfig, more: Sequence[str], short_side: int) -> dict[s
     photo = photo.resize((width, height), Image.Resampling.BICUBIC)
     small = photo.resize((width * 256 // short_side, height * 256 // short_side))
     _ = segmenter.predict(small).mask  # loads what it needs
-    peak, times = _Peak(), []
+    peak, times = Peak(), []
     for _ in range(2):
         began = time.perf_counter()
         _ = segmenter.predict(photo).mask
@@ -168,23 +162,6 @@ def _compose(config: HighResConfig, name: str, more: Sequence[str], limit: int) 
         f"benchmark.limit={limit}",
     ]
     return conf.to_plain(conf.compose("eval", [*given, *config.common, *more]))
-
-
-class _Peak:
-    """Peak of what this process holds, above what it held at first (Linux)."""
-
-    def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
-        self.before = _status("VmRSS")
-
-    def megabytes(self) -> float:
-        return (_status("VmHWM") - self.before) / 1024
-
-
-def _status(key: str) -> int:
-    """A figure of this process in kilobytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def _write(output: Path, content: dict[str, Any], rows: Sequence[str]) -> None:

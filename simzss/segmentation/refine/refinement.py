@@ -36,6 +36,16 @@ Refinement = PixelRefinement | SamRefinement | RegionVote
 _KINDS: dict[str, Any] = {"pamr": PixelRefinement, "sam": SamRefinement, "vote": RegionVote}
 
 
+def asks_sam(refinement: Refinement | None) -> bool:
+    """Whether a refinement asks a Segment Anything model."""
+    return isinstance(refinement, SamRefinement | RegionVote)
+
+
+def kind_of(refinement: Refinement | None) -> str:
+    """The `kind` that `build_refinement` makes it of."""
+    return next((kind for kind, made in _KINDS.items() if type(refinement) is made), "none")
+
+
 def build_refinement(options: Mapping[str, Any]) -> Refinement | None:
     """What a file of `conf/refine` describes by its `kind` (`none`, `pamr`, `sam`, `vote`) and the keys of that kind.
 
