@@ -3,7 +3,7 @@
     python -m data_prep.coco_stuff root=coco
 
 `root` holds images/val2017 of the COCO 2017 download and the maps of stuffthingmaps_trainval2017.zip, unpacked there
-or, as the set's authors advise, in `root`/annotations.
+or, as the set's authors advise, in `root`/annotations. With part=train2017 the same for the photos to train on.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ import numpy as np
 
 from data_prep.mask_files import IGNORE, Job, find_folder, make_masks, print_reports, read_labels, relabel
 from simzss.config import parse_program
-from simzss.errors import InputError, run_program
+from simzss.errors import InputError, nearest, run_program
 
-OFFICIAL = 5000
+OFFICIAL = {"val2017": 5000, "train2017": 118_287}
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 """Category ids that COCO reserved for things and never annotated: street sign, hat, shoe, …"""
 
@@ -28,14 +28,16 @@ TABLE = {
 
 @dataclass
 class CocoStuffConfig:
-    """COCO-Stuff pixel maps -> annotations/val2017/<id>_labelTrainIds.png (0 to 170, 255 unlabelled).
+    """COCO-Stuff pixel maps -> annotations/<part>/<id>_labelTrainIds.png (0 to 170, 255 unlabelled).
 
-    root: folder with images/val2017; gets the masks
+    root: folder with images/<part>; gets the masks
+    part: val2017 to measure on, train2017 to train on
     maps: folder of the pixel maps <id>.png; null looks for them in `root`
     overwrite: makes finished masks again
     """
 
     root: str = "???"
+    part: str = "val2017"
     maps: str | None = None
     overwrite: bool = False
 
@@ -43,13 +45,15 @@ class CocoStuffConfig:
 def main() -> None:
     """Read arguments, renumber, report."""
     config = parse_program(CocoStuffConfig)
-    root = Path(config.root)
-    photos = find_folder(f"root={root}", [root / "images/val2017"], "it gets the photos of val2017.zip")
-    maps = Path(config.maps) if config.maps else _find_maps(root)
+    root, part = Path(config.root), config.part
+    if part not in OFFICIAL:
+        raise InputError(f"part={part} is unknown; {nearest(part, OFFICIAL)}")
+    photos = find_folder(f"root={root}", [root / "images" / part], f"it gets the photos of {part}.zip")
+    maps = Path(config.maps) if config.maps else _find_maps(root, part)
     names = _names(maps, ".png")
     if not names:
         raise InputError(f"maps={maps} holds no pixel map <id>.png of stuffthingmaps_trainval2017.zip")
-    masks = root / "annotations/val2017"
+    masks = root / "annotations" / part
     jobs = [
         Job(
             (photos / f"{name}.jpg", maps / f"{name}.png"),
@@ -58,7 +62,7 @@ def main() -> None:
         )
         for name in sorted(names | _names(photos, ".jpg"))
     ]
-    print_reports([make_masks(jobs, TABLE.values(), "val2017", OFFICIAL, config.overwrite)])
+    print_reports([make_masks(jobs, TABLE.values(), part, OFFICIAL[part], config.overwrite)])
 
 
 def draw(path: Path) -> np.ndarray:
@@ -70,9 +74,9 @@ def draw(path: Path) -> np.ndarray:
     return relabel(read_labels(path), TABLE, path)
 
 
-def _find_maps(root: Path) -> Path:
+def _find_maps(root: Path, part: str) -> Path:
     """The folder of pixel maps: unpacked into `root`, or among the annotations."""
-    candidates = [root / inside for inside in ("stuffthingmaps_trainval2017/val2017", "val2017", "annotations/val2017")]
+    candidates = [root / inside / part for inside in ("stuffthingmaps_trainval2017", ".", "annotations")]
     for folder in candidates:
         if _names(folder, ".png"):
             return folder

@@ -14,6 +14,7 @@ HELP = """simzss {version}: an open vocabulary for any frozen vision backbone
 
 usage:
   simzss train   [experiment=NAME] data.shards=PATTERN [key=value …]      train a text encoder
+  simzss train   experiment=mrovseg model=DIR masks.root=DIR [key=value …] train a head with masks on a model
   simzss cache   data.shards=PATTERN output=DIR [key=value …]             keep the backbone's features of all images
   simzss eval    model=DIR benchmark=NAME benchmark.root=DIR [key=value …] measure zero-shot segmentation
   simzss segment IMAGE… model=DIR classes="cat,dog" [key=value …]         label your photos with your words
@@ -56,17 +57,25 @@ def dispatch(arguments: list[str]) -> None:
     if verb == "config":
         print(HELP.format(version=__version__)) if "-h" in rest or "--help" in rest else _config(rest)
     elif "-h" in rest or "--help" in rest:
-        _help(verb)
+        _help(verb, rest)
     else:
         verbs = {"train": _train, "cache": _cache, "eval": _eval, "segment": _segment, "report": _report}
         (verbs | {"threshold": _threshold})[verb](rest)
 
 
 def _train(overrides: list[str]) -> None:
-    from simzss.config import compose
-    from simzss.training.run import train
+    from simzss.config import compose, root_of
 
-    folder = train(compose("train", overrides))
+    root = root_of("train", overrides)
+    config = compose(root, overrides)
+    if root == "train":
+        from simzss.training.run import train
+
+        folder = train(config)
+    else:
+        from simzss.training.mask_run import train_masks
+
+        folder = train_masks(config)
     if _speaks():
         print(f"model: {folder}")
 
@@ -112,6 +121,9 @@ def _summary(result: dict[str, Any]) -> str:
         return f"no pixel counts {images}"
     engineered = result.get("engineered")
     more = f"  engineered names: mIoU {engineered['mIoU']:.2f}" if engineered else ""
+    apart = result.get("trained_with_masks", {})
+    if apart.get("harmonic") is not None:
+        more += "  " + "  ".join(f"{key} {apart[key]:.2f}" for key in ("seen", "unseen", "harmonic"))
     return f"mIoU {result['mIoU']:.2f}  aAcc {result['aAcc']:.2f}{more}  {images}"
 
 
@@ -175,9 +187,10 @@ def _config(arguments: list[str]) -> None:
         target = Path(rest[0])
         if target.exists():
             raise InputError(f"{target} exists already")
-        config.save(config.compose(root, rest[1:]), target)
+        config.save(config.compose(config.root_of(root, rest), rest[1:]), target)
         print(target)
         return
+    root = config.root_of(root, rest)
     composed = config.compose(root, rest)
     if action == "show":
         print(config.to_yaml(composed), end="")
@@ -200,6 +213,11 @@ def _validate(root: str, plain: dict[str, Any]) -> None:
         return
     from simzss.segmentation.protocol import Protocol
 
+    if root == "train_masks":
+        from simzss.training.mask_run import check_mask_settings
+
+        check_mask_settings(plain)
+        return
     if root == "train":
         Protocol(**plain["protocol"])
         from simzss.training.run import check_settings as check_training
@@ -219,10 +237,10 @@ def _validate(root: str, plain: dict[str, Any]) -> None:
         Background(**plain["background"])
 
 
-def _help(verb: str) -> None:
-    from simzss.config import help_text
+def _help(verb: str, overrides: list[str]) -> None:
+    from simzss.config import help_text, root_of
 
-    print(help_text(verb))
+    print(help_text(root_of(verb, overrides)))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ from simzss.errors import InputError, nearest
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 """The folder of configuration files: top level of a checkout, a package beside `simzss` when installed."""
 
+_ROOTS = {"train": ("train", "train_masks")}
+"""Verbs that read one of several files: the first that has all the groups of the experiment, or by itself the first."""
+
 # Keys whose default says nothing of their type: null that means a number, and a word that may be a number.
 _INTEGER_OR_NULL = {
     "trainer.micro_batch", "benchmark.limit", "validation.limit", "protocol.short_side", "num_workers", "batch_size",
-    "correlate.parts",
+    "correlate.parts", "masks.photos",
 }  # fmt: skip
 _NUMBER_OR_NULL = {"correlate.cos_factor", "refine.threshold"}
 _INTEGER_OR_WORD = {"trainer.devices", "text.trainable_layers"}
@@ -67,6 +70,13 @@ def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> 
     except OmegaConfBaseException as error:
         raise InputError(str(error).splitlines()[0]) from error
     return config
+
+
+def root_of(verb: str, overrides: Collection[str]) -> str:
+    """The file of `conf/` that a verb reads with these overrides: that of the kind of training, by its experiment."""
+    roots = _ROOTS.get(verb, (verb,))
+    experiment = next((text.partition("=")[2] for text in overrides if text.startswith("experiment=")), None)
+    return next((root for root in roots if experiment in choices("experiment", root)), roots[0])
 
 
 def choices(group: str, root: str | None = None) -> list[str]:

@@ -29,7 +29,7 @@ class BenchmarkConfig:
         masks: folder of masks, below the root.
         image_suffix: end of a photo's file name.
         mask_suffix: end of its mask's file name.
-        split: text file with one name a line, below the root; null takes every mask.
+        split: text file with one name a line, below the root or anywhere; null takes every mask.
         num_classes: number of classes without the background.
         classes: file of their plain names, below the configuration folder or, if `./…`, below the root.
         engineered: file with several names for each of the same classes, null for none.
@@ -179,7 +179,7 @@ class Benchmark:
     def _read_names(self) -> list[str]:
         """Names of the split, or of the folders; the first `limit` of them have a photo and a mask each."""
         config = self.config
-        names = self._found_names() if config.split is None else self._split_names(self.root / config.split)
+        names = self._found_names() if config.split is None else self._split_names(config.split)
         names = names[: config.limit]
         for path_of in (self.image_path, self.mask_path):
             missing = [name for name in names if not path_of(name).is_file()]
@@ -188,8 +188,11 @@ class Benchmark:
                                  f"({len(missing)} of {len(names)} missing)")  # fmt: skip
         return names
 
-    def _split_names(self, path: Path) -> list[str]:
+    def _split_names(self, split: str) -> list[str]:
         """Names of a split file, one a line; they may hold spaces."""
+        path = self.root / split
+        if not path.is_file() and Path(split).is_file():
+            path = Path(split)
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError as error:

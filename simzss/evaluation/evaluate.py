@@ -16,7 +16,7 @@ from simzss.data.benchmark import IGNORE, Benchmark
 from simzss.distributed import gather_values, rank, world_size
 from simzss.errors import InputError
 from simzss.evaluation.counts import Counts
-from simzss.evaluation.metrics import ConfusionMatrix, scores
+from simzss.evaluation.metrics import ConfusionMatrix, scores, seen_scores
 from simzss.segmentation.background import Background
 from simzss.segmentation.prepare import Preparation, Prepared
 from simzss.segmentation.segmenter import Segmenter
@@ -53,7 +53,7 @@ def evaluate(
     Returns:
         On every rank the scores of the whole set: `mIoU`, `aAcc`, `per_class` in per cent, `images`,
         `official_images`, `protocol`, and those of the `engineered` names; where a refinement asks about regions, what
-        became of them: `regions`.
+        became of them: `regions`; of a head trained with masks its classes apart from others: `trained_with_masks`.
 
     Raises:
         InputError: a photo or a mask that cannot be used.
@@ -85,6 +85,13 @@ def evaluate(
         asked = [part for part in gather_values(regions[key]) if part is not None]
         if asked:
             results[key]["regions"] = reduce(add, asked).by_name(names)
+    if (head := segmenter.model.multires) is not None:
+        known = {group[0] for group in benchmark.class_groups if not set(head.trained).isdisjoint(group)}
+        for key, classifier in classifiers.items():
+            objects = dict(results[key]["per_class"])
+            if classifier.background.present:
+                objects.pop(classifier.names[0])
+            results[key]["trained_with_masks"] = seen_scores(objects, known)
     result = results[PLAIN] | {"images": len(benchmark), "official_images": benchmark.config.official_images}
     return Evaluation(result | ({ENGINEERED: results[ENGINEERED]} if ENGINEERED in results else {}), counts)
 

@@ -14,6 +14,7 @@ from simzss.evaluation.tables import (
     Table,
     classification_table,
     compared,
+    masks_table,
     protocols,
     results_table,
     retrieval_table,
@@ -38,6 +39,7 @@ def write_markdown(path: Path, report: Report) -> None:
     scores = results_table(report.results, report.baselines)
     for heading, table in (
         ("Scores", scores),
+        ("Classes trained with masks", masks_table(shown)),
         ("Retrieval", retrieval_table(shown)),
         ("Classification", classification_table(shown)),
     ):

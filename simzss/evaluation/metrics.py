@@ -1,5 +1,6 @@
 """The field's segmentation metric: one confusion matrix over the whole data set."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -77,3 +78,25 @@ def scores(matrix: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
             for name, value, present in zip(class_names, iou, occurs.tolist(), strict=True)
         },
     }
+
+
+def seen_scores(per_class: Mapping[str, float | None], seen: Collection[str]) -> dict[str, float | None]:
+    """mIoU over classes that a model was trained on with masks, over the others, and the harmonic mean of the two (Xian
+    et al. 2019, section 5.1).
+
+    Args:
+        per_class: IoU in per cent by class, None for classes that do not occur.
+        seen: names of classes that were trained on.
+
+    Returns:
+        `seen`, `unseen` and `harmonic` in per cent; None where no such class occurs.
+    """  # fmt: skip
+    parts: dict[bool, list[float]] = {True: [], False: []}
+    for name, value in per_class.items():
+        if value is not None:
+            parts[name in seen].append(value)
+    known, unknown = (sum(part) / len(part) if part else None for part in (parts[True], parts[False]))
+    harmonic = None
+    if known is not None and unknown is not None:
+        harmonic = 2 * known * unknown / (known + unknown) if known + unknown else 0.0
+    return {"seen": known, "unseen": unknown, "harmonic": harmonic}

@@ -20,6 +20,7 @@ from simzss.evaluation.tables import (
     compared,
     finite,
     kind,
+    masks_table,
     percent,
     protocols,
     results_table,
@@ -116,6 +117,7 @@ def write_report(path: Path, report: Report) -> None:
         tasks=[
             (heading, table)
             for heading, table in (
+                ("Classes trained with masks", masks_table(shown)),
                 ("Retrieval", retrieval_table(shown)),
                 ("Classification", classification_table(shown)),
             )

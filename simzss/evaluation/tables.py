@@ -16,6 +16,7 @@ __all__ = [
     "compared",
     "finite",
     "kind",
+    "masks_table",
     "measured",
     "percent",
     "protocols",
@@ -110,6 +111,17 @@ def retrieval_table(results: Results) -> Table | None:
         return None
     columns = (f"{direction}\n{rank}" for direction in ("Image to text", "Text to image") for rank in _RANKS)
     return Table(("Data set", *columns, "Images", "Captions"), tuple(rows), emphasis=(1, 4))
+
+
+def masks_table(results: Results) -> Table | None:
+    """Classes that a head was trained on with masks apart from others; None without such a result."""
+    rows = [
+        (name, *(percent(finite(apart.get(key))) for key in ("seen", "unseen", "harmonic")))
+        for name, result in results.items()
+        if (apart := result.get("trained_with_masks"))
+    ]
+    columns = ("Benchmark", "mIoU,\nclasses with masks", "mIoU,\nother classes", "Harmonic\nmean")
+    return Table(columns, tuple(rows), emphasis=(3,)) if rows else None
 
 
 def classification_table(results: Results) -> Table | None:

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Backbone(nn.Module):
         self.features = features
         self.project = project
         self.image_size = image_size
+        self.weights = weights
         self.weights_file = find_weights(name, weights)
         self.model: Any = _create(timm_name, self.weights_file, pretrained=weights != "random", head=project)
         if features != "last" and not supports_dense(self.model):
@@ -160,6 +162,55 @@ class Backbone(nn.Module):
         if self.has_tokens and isinstance(norm := getattr(self.model, "fc_norm", None), nn.Module):
             patches = norm(patches)
         return self.model.head(patches) if self.project else patches
+
+    @torch.no_grad()
+    def taps(self, images: Tensor, depths: Sequence[int]) -> tuple[list[Tensor], Tensor, tuple[int, int]]:
+        """Features on the way through the blocks, and at the end, by one forward.
+
+        Args:
+            images: as of `forward`.
+            depths: accepted by `check_taps`.
+
+        Returns:
+            (B, C, h, w) after so many blocks for each depth, the stem being 0; patches (B, h * w, D) as of `forward`;
+            h and w.
+        """
+        blocks, prefix = self.model.blocks, self.model.num_prefix_tokens
+        found: dict[int, Tensor] = {}
+
+        def stem(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[0] = inputs[0][:, prefix:]
+
+        def keep(depth: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            found[depth] = output[:, prefix:]
+
+        handles = [
+            blocks[depth - 1].register_forward_hook(partial(keep, depth))
+            if depth
+            else blocks[0].register_forward_pre_hook(stem)
+            for depth in depths
+        ]
+        try:
+            _, patches, grid = self._encode(images, None, cls=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[depth].mT.unflatten(2, grid) for depth in depths], self.finish(patches), grid
+
+    def check_taps(self, depths: Sequence[int]) -> int:
+        """Channels of the blocks whose features `taps` gives.
+
+        Raises:
+            InputError: no such blocks or depths.
+        """
+        blocks = getattr(self.model, "blocks", None)
+        if not self.has_tokens or not isinstance(blocks, nn.Sequential) or self.features == "proxy":
+            kind = "features=proxy" if self.features == "proxy" else self.timm_name
+            raise InputError(f"backbone {self.name} has no features to tap at several depths: {kind}; give a ViT")
+        wrong = [depth for depth in depths if not 0 <= depth < len(blocks)]
+        if wrong:
+            raise InputError(f"depth {wrong[0]} is none of backbone {self.name}, which has 0 to {len(blocks) - 1}")
+        return int(self.model.embed_dim)
 
     def _encode(self, images: Tensor, guide: Tensor | None, cls: bool = True) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Class token (B, D) before the head, patches (B, N, C) before `finish`, their grid."""

@@ -19,6 +19,7 @@ from simzss.errors import InputError
 from simzss.models.backbone import Backbone
 from simzss.models.simzss import SimZSS
 from simzss.models.text import rebuild_text_encoder
+from simzss.multires.head import HeadConfig, build_head
 
 FORMAT_VERSION = 1
 _BACKBONE_KEYS = ("name", "timm_name", "weights", "features", "project", "image_size")
@@ -54,6 +55,8 @@ def save_model(model: SimZSS, folder: Path, backbone: Mapping[str, Any], setting
         "text": model.text_encoder.architecture | {"tokenizer": tokenizer},
         "settings": dict(settings),
     }
+    if model.multires is not None:
+        config["multires"] = {"head": model.multires.config.plain(), "trained": list(model.multires.trained)}
     save_file({name: value.contiguous() for name, value in _saved_state(model).items()}, folder / "model.safetensors")
     config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -92,7 +95,7 @@ def load_model(
         spec = {key: config["backbone"][key] for key in _BACKBONE_KEYS}
         spec["proxy"] = config["backbone"].get("proxy")
         fingerprint, text, mode = config["backbone"]["fingerprint"], dict(config["text"]), config["feature_norm"]
-        settings = dict(config["settings"])
+        settings, head = dict(config["settings"]), config.get("multires")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'} lacks {error}") from error
     if backbone_weights is not None:
@@ -101,11 +104,13 @@ def load_model(
         raise InputError(f"backbone weights {spec['weights']} of model {folder} are not there: "
                          "give backbone.weights=FILE")  # fmt: skip
     trained_proxy = spec["proxy"]
+    if head is not None and (proxy is not None or features not in (None, spec["features"])):
+        raise InputError(f"model {folder} was trained with masks on features={spec['features']}: it takes no others")
     spec["features"] = features or spec["features"]
     if proxy is not None or spec["features"] != "proxy":
         spec["proxy"] = proxy
     try:
-        model = _build(folder, spec, fingerprint, text, mode)
+        model = _build(folder, spec, fingerprint, text, mode, head)
         if proxy is None and model.backbone.guide is not None:
             _check_proxy(folder, model.backbone.guide, trained_proxy)
         return model, settings
@@ -117,7 +122,14 @@ def load_model(
         raise InputError(f"{folder / 'config.json'} describes no model: {type(error).__name__}: {reason}") from error
 
 
-def _build(folder: Path, spec: dict[str, Any], fingerprint: str, text: dict[str, Any], mode: str) -> SimZSS:
+def _build(
+    folder: Path,
+    spec: dict[str, Any],
+    fingerprint: str,
+    text: dict[str, Any],
+    mode: str,
+    head: Mapping[str, Any] | None,
+) -> SimZSS:
     backbone = Backbone(**spec)
     if backbone.fingerprint != fingerprint:
         raise InputError(
@@ -125,6 +137,8 @@ def _build(folder: Path, spec: dict[str, Any], fingerprint: str, text: dict[str,
         )
     tokenizer_dir = folder / "tokenizer" if text["tokenizer"] is not None else None
     model = SimZSS(backbone, rebuild_text_encoder(text, backbone.width, tokenizer_dir), mode)
+    if head is not None:
+        model.multires = build_head(HeadConfig.from_plain(head["head"]), backbone, head["trained"])
     _load_state(model, folder / "model.safetensors")
     return model.eval()
 

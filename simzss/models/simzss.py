@@ -10,6 +10,7 @@ from simzss.models.backbone import Backbone
 from simzss.models.feature_norm import FeatureNorm
 from simzss.models.features import ImageFeatures, TextFeatures
 from simzss.models.text import TextEncoder
+from simzss.multires.head import MultiResHead
 
 
 class SimZSS(nn.Module):
@@ -19,7 +20,12 @@ class SimZSS(nn.Module):
         backbone: frozen.
         text_encoder: its output width is the backbone's.
         feature_norm: how backbone features become unit vectors (`none`, `center`, `whiten`).
+
+    Attributes:
+        multires: a head that was trained with masks, which segments in place of the patches; None without.
     """
+
+    multires: MultiResHead | None
 
     def __init__(self, backbone: Backbone, text_encoder: TextEncoder, feature_norm: str = "none") -> None:
         super().__init__()
@@ -27,6 +33,7 @@ class SimZSS(nn.Module):
         self.text_encoder = text_encoder
         self.feature_norm = FeatureNorm(feature_norm, backbone.width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.multires = None
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """(B, 3, H, W) images -> L2-normalised `cls` (B, D) and `patches` (B, N, D)."""

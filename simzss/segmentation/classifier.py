@@ -20,7 +20,8 @@ class Classifier:
     """K classes as unit vectors, with the background rule.
 
     `weights` (V, D) holds vectors of the classes and after them of the background words, `sizes` (S) how many vectors
-    belong to each; `names` (K) starts with "background" when the rule makes one.
+    belong to each; `names` (K) starts with "background" when the rule makes one; `rows` (S) are all names of each class
+    and the background words.
     """
 
     names: tuple[str, ...]
@@ -28,6 +29,7 @@ class Classifier:
     sizes: tuple[int, ...]
     background: Background
     temperature: float
+    rows: tuple[tuple[str, ...], ...] = ()
 
     def similarity(self, patches: Tensor) -> Tensor:
         """(B, N, D) unit patches -> (B, S, N) cosines with classes and background words, the best of several vectors;
@@ -135,6 +137,26 @@ def build_classifier(
     Raises:
         InputError: no class, an empty name, a class listed twice.
     """
+    groups = checked_names(classes, background)
+    names = tuple(group[0] for group in groups)
+    words = background.words if background.has_words else ()
+    flat = [name for group in groups for name in group] + list(words)
+    vectors = embed_names(model, flat, templates(template_set), readout)
+    sizes = [len(group) for group in groups] + [1] * len(words)
+    if merge == "mean":
+        vectors = torch.stack([F.normalize(chunk.mean(dim=0), dim=0) for chunk in vectors.split(sizes)])
+        sizes = [1] * len(sizes)
+    all_names = ("background", *names) if background.present else names
+    rows = (*groups, *((word,) for word in words))
+    return Classifier(all_names, vectors, tuple(sizes), background, temperature, rows)
+
+
+def checked_names(classes: ClassNames, background: Background) -> list[tuple[str, ...]]:
+    """All names of each class, white space made plain.
+
+    Raises:
+        InputError: no class, an empty name, a class listed twice.
+    """
     if isinstance(classes, str):
         raise InputError(f"classes must be a list of names, not the text {classes!r}")
     groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in classes]
@@ -143,16 +165,9 @@ def build_classifier(
         raise InputError("class list is empty")
     if any(not group or not all(group) for group in groups):
         raise InputError(f"class list holds an empty name: {', '.join('/'.join(group) for group in groups)}")
-    names = tuple(group[0] for group in groups)
-    all_names = ("background", *names) if background.present else names
-    twice = sorted({name for name in all_names if all_names.count(name) > 1})
+    names = [group[0] for group in groups]
+    names = ["background", *names] if background.present else names
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"class {twice[0]!r} is listed twice")
-    words = background.words if background.has_words else ()
-    flat = [name for group in groups for name in group] + list(words)
-    vectors = embed_names(model, flat, templates(template_set), readout)
-    sizes = [len(group) for group in groups] + [1] * len(words)
-    if merge == "mean":
-        vectors = torch.stack([F.normalize(chunk.mean(dim=0), dim=0) for chunk in vectors.split(sizes)])
-        sizes = [1] * len(sizes)
-    return Classifier(all_names, vectors, tuple(sizes), background, temperature)
+    return groups

@@ -89,12 +89,13 @@ class Segmenter:
         self.refinement = refinement
         self.values = dict(values or {})
         self.correlation, self.sam = self._resolved(correlation or Correlation(), sam)
+        self._check_head()
         if self.protocol.inference != "whole":
             model.backbone.check_size(self.protocol.crop_size, self.protocol.crop_size)
         self.vision = Vision(model, self.protocol, self.correlation, self.sam, self.batch_size)
-        assert self.protocol.short_side is not None and self.correlation.parts is not None
+        assert self.correlation.parts is not None
         self.prepare = Preparation(
-            ShortSide(self.protocol.short_side, model.backbone.stride),
+            self._resize(),
             self.sam.resizer if self.sam is not None else None,
             self.correlation.parts,
             self._sees_whole,
@@ -118,6 +119,26 @@ class Segmenter:
         assert sam is not None
         sam.to(self.device).use_precision(self.precision)
         return correlation.resolved(sam, self.values.get("cos_factor"), self.values.get("parts")), sam
+
+    def _check_head(self) -> None:
+        """Refuse ways of looking that a head trained with masks does not have: it looks in its own."""
+        if self.model.multires is None:
+            return
+        asked = []
+        if self.protocol.inference != "whole":
+            asked.append(f"inference={self.protocol.inference}")
+        if self.correlation.kind != "none":
+            asked.append(f"correlate={self.correlation.kind}")
+        if asked:
+            raise InputError(f"{asked[0]} is not for a model that was trained with masks: its head cuts windows of its "
+                             "own (inference=whole)")  # fmt: skip
+
+    def _resize(self) -> ShortSide:
+        if self.model.multires is not None:  # whole windows, as many along the short side as in training
+            head = self.model.multires.config
+            return ShortSide(head.scale * head.window, head.window)
+        assert self.protocol.short_side is not None
+        return ShortSide(self.protocol.short_side, self.model.backbone.stride)
 
     def _refinement_for(self, background: Background) -> Refinement | None:
         """The refinement without open values: a region begins where its class would win over the background."""
@@ -246,6 +267,8 @@ class Segmenter:
         backbone = self.model.backbone
         facts = asdict(self.protocol) | {"readout": self.readout, "precision": self.precision}
         facts |= {"features": backbone.features}
+        if self.model.multires is not None:
+            facts |= {"short_side": self.prepare.resize.size, "multires": self.model.multires.config.plain()}
         if backbone.proxy is not None:
             guide = None if backbone.guide is None else backbone.guide.fingerprint
             facts |= {"proxy": {key: backbone.proxy[key] for key in ("name", "shift", "gain")} | {"weights": guide}}

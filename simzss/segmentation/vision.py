@@ -2,7 +2,8 @@
 
 Windows of many images go through the backbone together. Their scores are averaged (`inference=slide`), or their
 features are spliced into one map (`splice`), which a correlation may average over what belongs together, before the
-last norm, the head and the cosines.
+last norm, the head and the cosines. A head that was trained with masks cuts windows of its own, and gives scores of the
+whole image.
 """
 
 from collections import defaultdict
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from simzss.models.sam.sam import Sam, SamEncoding
 from simzss.models.simzss import SimZSS
+from simzss.multires.head import MultiResHead
 from simzss.segmentation.classifier import Classifier
 from simzss.segmentation.correlate import Correlation, correlate
 from simzss.segmentation.guide import window_guide
@@ -67,7 +69,10 @@ class Vision:
         """What is seen of each image, in their order."""
         whole = [None if image.sam is None else self._seen(image.sam, self._attends(image)) for image in images]
         windows = [self._windows(image) for image in images]
-        similarities = self._similarities(images, windows, whole, classifiers)
+        if self.model.multires is None:
+            similarities = self._similarities(images, windows, whole, classifiers)
+        else:
+            similarities = self._by_head(images, self.model.multires, classifiers)
         for image, (places, cuts), encoding, own in zip(images, windows, whole, similarities, strict=True):
             slides = self.protocol.inference == "slide"
             shapes = (places if slides else None, shape_of(cuts[0]), shape_of(image.pixels))
@@ -117,6 +122,31 @@ class Vision:
         for image, splice, encoding in zip(images, splices, whole, strict=True):
             yield self._scores(self._correlated(splice.result(), image, encoding)[None], classifiers)
 
+    def _by_head(
+        self, images: Sequence[Prepared], head: MultiResHead, classifiers: Sequence[Classifier]
+    ) -> Iterator[list[Tensor]]:
+        """For each image and each classifier (1, S, h, w) scores by a head that was trained with masks.
+
+        Scores are logarithms of probabilities times the temperature, so that the classifier's softmax gives those back.
+        """
+        shares = [_shares(head, classifier).to(self.model.backbone.mean.device) for classifier in classifiers]
+        found: dict[int, list[Tensor]] = {}
+        by_shape: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            by_shape[shape_of(image.pixels)].append(index)
+        for shape, indices in by_shape.items():
+            views = shape[0] * shape[1] // head.config.window**2 + 1
+            step = max(1, self.batch_size // views)
+            for members in (indices[start : start + step] for start in range(0, len(indices), step)):
+                batch = torch.stack([images[index].pixels for index in members]).to(self.model.backbone.mean.device)
+                said = head(head.look(self.model.backbone, self.model.feature_norm.patches, batch))[-1]
+                for classifier, share in zip(classifiers, shares, strict=True):
+                    maps = head.maps(said, classifier.similarity, share)
+                    scores = maps.clamp(min=torch.finfo(maps.dtype).tiny).log() * classifier.temperature
+                    for index, own in zip(members, scores, strict=True):
+                        found.setdefault(index, []).append(own[None])
+        yield from (found[index] for index in range(len(images)))
+
     def _correlated(self, features: Tensor, image: Prepared, whole: SamEncoding | None) -> Tensor:
         """(C, h, w) features of a whole image averaged over what belongs together."""
         if self.correlation.kind == "none":
@@ -157,6 +187,13 @@ class Vision:
                 batch = torch.stack([cuts[index] for index in members]).to(self.model.backbone.mean.device)
                 guiding = [guide for index in members if (guide := guides[index]) is not None]
                 yield members, self.model.backbone.patch_map(batch, torch.stack(guiding) if guiding else None)
+
+
+def _shares(head: MultiResHead, classifier: Classifier) -> Tensor:
+    """(S) how much the frozen model's own opinion counts for each class and background word."""
+    trained, config = set(head.trained), head.config
+    known = [not trained.isdisjoint(names) for names in classifier.rows]
+    return torch.tensor([config.learned_share if yes else config.unseen_share for yes in known])
 
 
 def guided_by_sam(model: SimZSS) -> bool:

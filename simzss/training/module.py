@@ -4,23 +4,22 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from simzss.data.batch import Batch
 from simzss.data.datamodule import CaptionData
-from simzss.distributed import rank, total, world_size
+from simzss.distributed import world_size
 from simzss.errors import InputError, nearest
 from simzss.losses.concept import TARGETS, concept_loss, global_prototypes
 from simzss.losses.contrastive import contrastive_loss
 from simzss.models.features import ImageFeatures, TextFeatures
 from simzss.models.pooling import similarity_pool, token_sums
 from simzss.models.simzss import SimZSS
-from simzss.training.optim import build_optimizer, warmup_cosine
+from simzss.training.learner import Learner
+from simzss.training.optim import OptimConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +44,7 @@ class LossConfig:
             raise InputError(f"loss.concept_weight={self.concept_weight} must be at least 0")
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    """`conf/optim`: AdamW and its schedule; `warmup` is a share of all steps."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    warmup: float
-
-
-class SimZSSModule(pl.LightningModule):
+class SimZSSModule(Learner):
     """Trains the text encoder of a `SimZSS` model.
 
     Args:
@@ -78,15 +66,10 @@ class SimZSSModule(pl.LightningModule):
         seed: int,
         micro_batch: int | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, optim, seed)
         self.num_concepts = num_concepts
         self.loss = loss
-        self.optim = optim
-        self.seed = seed
         self.micro_batch = micro_batch
-        self.strict_loading = False  # checkpoints hold the trainable part; `on_load_checkpoint` checks the names
-        self._finite = torch.tensor(True)  # whether the last loss was a number, on the device
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on this rank's B images with their captions and M concept mentions."""
@@ -116,7 +99,7 @@ class SimZSSModule(pl.LightningModule):
             loss = contrastive + self.loss.concept_weight * concept
 
         self._log(loss, contrastive, concept, batch)
-        self._finite = loss.detach().isfinite()
+        self.note_loss(loss)
         return loss
 
     def encode_image(self, batch: Batch) -> ImageFeatures:
@@ -163,45 +146,6 @@ class SimZSSModule(pl.LightningModule):
             self.model.feature_norm.fit(self.data.feature_batches())
         self.data.on_norm_fitted(self.model.feature_norm)
 
-    def on_train_epoch_start(self) -> None:
-        """Make the epoch's random draws (dropout) a function of seed, epoch and rank."""
-        torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 65_537 + rank()) % 2**63)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Look at the loss at the steps whose values the loggers fetch from the device in any case."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._require_finite()
-
-    def on_train_epoch_end(self) -> None:
-        """Look at the last loss before a checkpoint is written: weights that are no numbers stay so."""
-        self._require_finite()
-
-    def _require_finite(self) -> None:
-        """End the run, on all ranks together, when the last loss was no number."""
-        if total((~self._finite).float()) > 0:
-            raise InputError(f"train/loss is not finite at step {self.trainer.global_step}: "
-                             "a lower optim.lr, or trainer.precision=32-true, may help")  # fmt: skip
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine over the steps that the trainer will make."""
-        optim = self.optim
-        optimizer = build_optimizer(self.parameters(), optim.lr, optim.betas, optim.eps, optim.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(optim.warmup * total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The trainable part only: a frozen backbone has no place in a checkpoint."""
-        return {f"model.{name}": value for name, value in self.model.trainable_state().items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model: Lightning itself does not check a partial state."""
-        expected, found = set(self.state_dict()), set(checkpoint["state_dict"])
-        if expected != found:
-            surplus, missing = sorted(found - expected)[:3], sorted(expected - found)[:3]
-            raise InputError(f"checkpoint does not fit this model: surplus {surplus}, missing {missing}")
-
     def _log(self, loss: Tensor, contrastive: Tensor, concept: Tensor, batch: Batch) -> None:
         size = len(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=world_size() > 1)
@@ -209,5 +153,4 @@ class SimZSSModule(pl.LightningModule):
         self.log_dict(parts, batch_size=size, sync_dist=world_size() > 1)
         self.log("train/concepts_per_image", len(batch.mention_concept) / size, batch_size=size)
         self.log("train/logit_scale", self.model.logit_scale.exp().clamp(max=100.0), batch_size=size)
-        (schedule,) = [self.lr_schedulers()]
-        self.log("lr", schedule.get_last_lr()[0], batch_size=size)  # type: ignore[union-attr]
+        self.log_rate(size)

@@ -1,10 +1,28 @@
 """AdamW without decay on vectors, and warm-up followed by a cosine to zero."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """`conf/optim`: AdamW and its schedule; `warmup` is a share of all steps."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    warmup: float
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "OptimConfig":
+        """From a configuration."""
+        return cls(**{**values, "betas": tuple(values["betas"])})
 
 
 def build_optimizer(

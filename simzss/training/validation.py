@@ -14,7 +14,7 @@ from simzss.evaluation.evaluate import evaluate
 from simzss.segmentation.background import Background
 from simzss.segmentation.protocol import Protocol
 from simzss.segmentation.segmenter import Segmenter
-from simzss.training.module import SimZSSModule
+from simzss.training.learner import Learner
 
 
 class ZeroShotValidation(pl.Callback):
@@ -50,7 +50,7 @@ class ZeroShotValidation(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Segment one image: what is wrong with the settings must not wait for the end of an epoch."""
-        assert isinstance(pl_module, SimZSSModule)
+        assert isinstance(pl_module, Learner)
         with _evaluating(pl_module.model):
             self.segmenter = Segmenter(
                 pl_module.model, self.protocol, pl_module.readout, self.precision, pl_module.device

@@ -18,7 +18,8 @@ from simzss.data.datamodule import CaptionData
 from simzss.models.simzss import SimZSS
 from simzss.precision import best_device, resolve_precision
 from simzss.training.module import SimZSSModule
-from simzss.training.run import build_bank, build_data, build_model, build_module, build_trainer, check_settings
+from simzss.training.run import build_bank, build_data, build_model, build_module, check_settings
+from simzss.training.trainer import build_trainer
 
 NEVER = 1_000_000
 

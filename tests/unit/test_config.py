@@ -22,7 +22,9 @@ from simzss.config import (
 )
 from simzss.errors import InputError
 
-ROOTS = {"train": [], "cache": [], "eval": ["benchmark=voc20"], "segment": [], "report": [], "captions": [], "clip": []}
+ROOTS: dict[str, list[str]] = dict.fromkeys(
+    ("train", "train_masks", "cache", "eval", "segment", "report", "captions", "clip"), []
+) | {"eval": ["benchmark=voc20"]}
 FILES = sorted(str(path.relative_to(CONF_DIR)) for path in CONF_DIR.glob("*/*.yaml"))
 
 
@@ -99,7 +101,8 @@ def experiment(name):
 def test_every_experiment_composes(name):
     chosen, _ = experiment(name)
     roots = [root for root in ROOTS if "experiment" in groups_of(root) and name in choices("experiment", root)]
-    assert roots == [root for root in ("train", "eval", "segment") if set(chosen) <= set(groups_of(root))] != []
+    suited = ("train", "train_masks", "eval", "segment")
+    assert roots == [root for root in suited if set(chosen) <= set(groups_of(root))] != []
     for root in roots:
         check_experiment(root, name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simzss.config import CONF_DIR, compose, parse_program
+from simzss.config import CONF_DIR, compose, parse_program, root_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(
@@ -36,7 +36,7 @@ def test_command_is_understood(command):
     words = shlex.split(command)
     overrides = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
     if words[0] == "simzss":
-        compose(words[1], overrides)
+        compose(root_of(words[1], overrides), overrides)
         return
     root = words[2].removeprefix("data_prep.")
     if (CONF_DIR / f"{root}.yaml").is_file():

@@ -134,3 +134,12 @@ def test_photo_of_another_size(folder, stuff):
 def test_arguments(tmp_path, stuff, arguments, says):
     (tmp_path / "images" / "val2017").mkdir(parents=True)
     assert says in stuff.refuse(*(argument.format(tmp=tmp_path) for argument in arguments))
+
+
+def test_photos_to_train_on(stuff, folder, expected):
+    for part in ("images", "stuffthingmaps_trainval2017"):
+        (folder / part / "val2017").rename(folder / part / "train2017")
+    said, _ = stuff.run("part=train2017")
+    assert "train2017: masks of 12 of the official 118,287 images (12 made, 0 already there)" in said
+    assert_masks({folder / "annotations" / "train2017" / path.name: mask for path, mask in expected.items()})
+    assert "part=train is unknown; did you mean train2017?" in stuff.refuse("part=train")

@@ -76,13 +76,13 @@ def test_text_encoder_without_the_keys_of_another():
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
 def test_accelerator_that_is_not_there(accelerator, monkeypatch):
-    monkeypatch.setattr("simzss.training.run.best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("simzss.training.trainer.best_device", lambda: torch.device("cpu"))
     refused(lambda: check_settings(changed("trainer.accelerator", accelerator)), accelerator, "not available", "cpu")
 
 
 @pytest.mark.parametrize(("device", "accelerator"), [("cuda", "cuda"), ("cuda", "gpu"), ("mps", "mps"), ("mps", "gpu")])
 def test_accelerator_that_is_there(device, accelerator, monkeypatch):
-    monkeypatch.setattr("simzss.training.run.best_device", lambda: torch.device(device))
+    monkeypatch.setattr("simzss.training.trainer.best_device", lambda: torch.device(device))
     check_settings(changed("trainer.accelerator", accelerator))
 
 

@@ -15,7 +15,8 @@ from simzss.data.encoding import EncodedCaption
 from simzss.losses import contrastive as contrastive_module
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
-from simzss.training.module import LossConfig, OptimConfig, SimZSSModule
+from simzss.training.module import LossConfig, SimZSSModule
+from simzss.training.optim import OptimConfig
 from tests.support.models import make_backbone, make_bert, make_scratch, save_bert, shaken
 
 CAPTIONS, CONCEPTS, PATCHES, WIDTH, CONTEXT = 40, 9, 6, 64, 16
