@@ -21,7 +21,7 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 """The folder of configuration files: top level of a checkout, a package beside `simzss` when installed."""
 
 _ROOTS = {"train": ("train", "train_masks")}
-"""Verbs that read one of several files: the first that has all the groups of the experiment, or by itself the first."""
+"""Verbs that read one of several files, as `root_of` says."""
 
 # Keys whose default says nothing of their type: null that means a number, and a word that may be a number.
 _INTEGER_OR_NULL = {
@@ -73,10 +73,17 @@ def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> 
 
 
 def root_of(verb: str, overrides: Collection[str]) -> str:
-    """The file of `conf/` that a verb reads with these overrides: that of the kind of training, by its experiment."""
+    """The file of `conf/` that a verb reads: the first that has all groups and keys of the overrides, else the first."""
     roots = _ROOTS.get(verb, (verb,))
-    experiment = next((text.partition("=")[2] for text in overrides if text.startswith("experiment=")), None)
-    return next((root for root in roots if experiment in choices("experiment", root)), roots[0])
+    pairs = [text.partition("=")[::2] for text in overrides]
+    experiments = {name for key, name in pairs if key == "experiment"}
+    keys = {key.partition(".")[0] for key, _ in pairs}
+    for root in roots:
+        known = {*groups_of(root), *yaml.safe_load((CONF_DIR / f"{root}.yaml").read_text(encoding="utf-8"))}
+        if keys <= known and experiments <= {*choices("experiment", root), "null"}:
+            return root
+    # Something is unknown: the experiment says what is meant.
+    return next((root for root in roots if experiments & set(choices("experiment", root))), roots[0])
 
 
 def choices(group: str, root: str | None = None) -> list[str]:

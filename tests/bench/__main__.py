@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simzss.errors import InputError, nearest, run_program
-from tests.bench import captions, evaluation, memory, training
+from tests.bench import captions, evaluation, memory, multires, training
 from tests.bench.rows import Row, machine, write
 
 BENCHES: dict[str, Callable[[], list[Row]]] = {
@@ -14,6 +14,7 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "memory": memory.run,
     "captions": captions.run,
     "training": training.run,
+    "multires": multires.run,
 }
 OUTPUT = Path("outputs/bench.json")
 

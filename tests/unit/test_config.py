@@ -22,9 +22,16 @@ from simzss.config import (
 )
 from simzss.errors import InputError
 
-ROOTS: dict[str, list[str]] = dict.fromkeys(
-    ("train", "train_masks", "cache", "eval", "segment", "report", "captions", "clip"), []
-) | {"eval": ["benchmark=voc20"]}
+ROOTS: dict[str, list[str]] = {
+    "train": [],
+    "train_masks": [],
+    "cache": [],
+    "eval": ["benchmark=voc20"],
+    "segment": [],
+    "report": [],
+    "captions": [],
+    "clip": [],
+}
 FILES = sorted(str(path.relative_to(CONF_DIR)) for path in CONF_DIR.glob("*/*.yaml"))
 
 
