@@ -3,6 +3,7 @@
 A short run on some hundred photos: it shows that every part works on real files, not how good the full recipe is.
 """
 
+import csv
 import json
 import os
 import subprocess
@@ -170,6 +171,20 @@ def test_retrieval(clip_model, data, tmp_path):
     result = json.loads((tmp_path / "results.json").read_text())["retrieval"]
     assert result["images"] == 100 and result["captions"] == 500
     assert result["image_to_text"]["R@1"] > 20 and result["text_to_image"]["R@1"] > 20
+
+
+def test_training_with_masks(clip_model, data, tmp_path):
+    """A few steps on twelve photos: the head starts from what the model sees, and its loss falls."""
+    run("simzss", "train", "experiment=mrovseg_cpu", f"model={clip_model}", "masks.benchmark=voc20",
+        f"masks.root={data / 'VOCdevkit'}", "masks.photos=12", "masks.hidden=[person]", "trainer.epochs=2",
+        "protocol.templates=photo", f"output_dir={tmp_path}/run", "trainer.progress_bar=false")  # fmt: skip
+    losses = [float(row["train/loss"]) for row in csv.DictReader((tmp_path / "run/metrics.csv").open()) if row["step"]]
+    assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
+    run("simzss", "eval", f"model={tmp_path}/run/model", "benchmark=voc20", f"benchmark.root={data / 'VOCdevkit'}",
+        f"benchmark.split={tmp_path}/run/held_out.txt", "benchmark.limit=8", f"output_dir={tmp_path}/eval",
+        "overlays=0", "engineered=false", "protocol.templates=photo")  # fmt: skip
+    result = json.loads((tmp_path / "eval" / "results.json").read_text())["voc20"]
+    assert result["aAcc"] > 30 and result["trained_with_masks"]["harmonic"] > 5
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "dinov2_vits14"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simzss.cache import build
+from simzss.cache import build, writer
 from simzss.cache.folder import CacheFolder
 from simzss.cache.quantise import bytes_per_image
 from simzss.cache.views import Views
@@ -147,7 +147,7 @@ class PowerCutError(Exception):
 def test_broken_off_after_any_file_it_goes_on(shards, whole, tmp_path, monkeypatch, after):
     """By an error in place of a signal: at every file in turn."""
     written = []
-    write = build.write_features
+    write = writer.write_features
 
     def fails(path, *rest):
         if len(written) == after:
@@ -157,8 +157,8 @@ def test_broken_off_after_any_file_it_goes_on(shards, whole, tmp_path, monkeypat
         return write(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "write_features", fails)
-        patch.setattr(build, "PENDING", 1)
+        patch.setattr(writer, "write_features", fails)
+        patch.setattr(writer, "PENDING", 1)
         with pytest.raises(PowerCutError):
             make_cache(shards, tmp_path / "c")
     before = {name: (tmp_path / "c" / name).stat().st_mtime_ns for name in written}
@@ -372,8 +372,8 @@ def test_a_process_stops_when_another_has_failed(shards, tmp_path, monkeypatch):
             folder.tasks.mkdir(parents=True)
             raise InputError("own reason")
     assert folder.stop.exists()
-    monkeypatch.setattr(build, "world_size", lambda: 2)
-    writer = build._Writer(folder, None, 4, [])
-    writer._open = build._OpenPart(0, 0, 4)
+    monkeypatch.setattr(writer, "world_size", lambda: 2)
+    made = writer.PartWriter(folder, None, 4, [])
+    made._open = writer._OpenPart(0, 0, 4)
     with pytest.raises(InputError, match="another process has failed"):
-        writer._close()
+        made._close()
