@@ -73,7 +73,7 @@ def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> 
 
 
 def root_of(verb: str, overrides: Collection[str]) -> str:
-    """The file of `conf/` that a verb reads: the first that has all groups and keys of the overrides, else the first."""
+    """The file of `conf/` that a verb reads: the first that has all groups and keys of the overrides."""
     roots = _ROOTS.get(verb, (verb,))
     pairs = [text.partition("=")[::2] for text in overrides]
     experiments = {name for key, name in pairs if key == "experiment"}

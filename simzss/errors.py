@@ -15,7 +15,7 @@ class InputError(Exception):
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Phrase to append to an error about an unknown name: the nearest known names, or all of a short list."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), names, n=limit, cutoff=0.4)
     if close:
         return f"did you mean {', '.join(close)}?"
     ends = accumulate(len(name) + 2 for name in names)

@@ -23,7 +23,7 @@ class MultiResAdapter(nn.Module):
         width: d, channels of the head.
         views: see `simzss.multires.views.VIEWS`.
         gate: whether a gate mixes the scales; otherwise each counts half.
-        restore: whether convolutions reach over the borders of windows.
+        restore: whether a convolution reaches over the borders of windows.
     """
 
     def __init__(self, tapped: int, width: int, views: str, gate: bool, restore: bool) -> None:

@@ -107,12 +107,12 @@ class QueryDecoder(nn.Module):
         """
         queries = self.content.expand(len(pixels), -1, -1)
         found = [self._predict(queries, pixels)]
-        keys = [level.flatten(2).mT for level in levels]
+        keys = [level.flatten(2).mT + own for level, own in zip(levels, self.level, strict=True)]
         positions = [sine_positions(level) for level in levels]
         for number, layer in enumerate(self.layers):
             turn = number % len(levels)
             allowed = inside(found[-1][1], levels[turn].shape[2:]) if self.masked else None
-            queries = layer(queries, self.places, keys[turn], positions[turn] + self.level[turn], allowed)
+            queries = layer(queries, self.places, keys[turn], positions[turn], allowed)
             found.append(self._predict(queries, pixels))
         return found
 

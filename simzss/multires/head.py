@@ -31,7 +31,7 @@ class HeadConfig:
         scale: windows along each side of a training image, and along the short side of any other.
         views: `both`, or one alone: `global`, `windows`.
         gate: whether a gate mixes windows and whole image at each place.
-        restore: whether convolutions reach over the borders of windows.
+        restore: whether the convolutions of the adapters reach over the borders of windows.
         masked: whether queries attend inside their masks only.
         depths: after how many blocks of the backbone features are tapped; 0 for the stem.
         width: channels.

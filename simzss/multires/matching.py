@@ -13,7 +13,8 @@ def match(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """The assignment of least total cost for each image (the Hungarian problem; Carion et al. 2020, section 3.1).
 
     Args:
-        costs: for each image (Q, M) of Q queries and M objects. A cost that is no number counts as the worst.
+        costs: for each image (Q, M) of Q queries and M objects. A cost that is no number counts as
+            1e6, so that it is chosen last.
 
     Returns:
         For each image min(Q, M) pairs as (queries, objects), int64 on the costs' device, by query.
