@@ -1,5 +1,6 @@
 """Segmentation sets in their official folder layouts: photo + index mask, labels mapped to class indices."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from simzss.concepts.bank import read_entries
-from simzss.config import CONF_DIR
+from simzss.config import CONF_DIR, load_choice, to_plain
 from simzss.data.images import to_rgb
 from simzss.errors import InputError
 
@@ -210,6 +211,29 @@ class Benchmark:
         if not masks:
             raise InputError(f"benchmark {self.config.name}: no masks in {self.root / self.config.masks}")
         return sorted(masks | _names(self.root / self.config.images, self.config.image_suffix))
+
+
+def open_benchmark(group: str, name: str, changes: Mapping[str, Any]) -> Benchmark:
+    """The segmentation set `conf/benchmark/<name>.yaml` for another group of keys than `benchmark`.
+
+    Args:
+        group: `benchmark` and `root` of which the user gave, as the errors say.
+        name: of the set.
+        changes: values in place of the file's.
+
+    Raises:
+        InputError: no such set, or see `Benchmark`.
+    """
+    try:
+        chosen = to_plain(load_choice("benchmark", name))
+    except InputError as error:
+        raise InputError(f"{group}.{error}") from error
+    if chosen.pop("task", "segmentation") != "segmentation" or "masks" not in chosen:
+        raise InputError(f"{group}.benchmark={name} is no segmentation set")
+    try:
+        return Benchmark(BenchmarkConfig(**{**chosen, **changes}))
+    except InputError as error:
+        raise InputError(str(error).replace("benchmark.root=", f"{group}.root=")) from error
 
 
 def _names(folder: Path, suffix: str) -> set[str]:

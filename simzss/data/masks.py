@@ -75,6 +75,10 @@ class MaskBatch:
     images: Tensor
     labels: Tensor
 
+    def pin_memory(self) -> "MaskBatch":
+        """The batch in page-locked memory; torch's loader looks for this method."""
+        return MaskBatch(self.images.pin_memory(), self.labels.pin_memory())
+
 
 def divide(names: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Names to train on and names held out, each in the order given; which ones depends on names, share and seed.

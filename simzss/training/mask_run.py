@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from simzss import config as conf
-from simzss.data.benchmark import Benchmark, BenchmarkConfig
+from simzss.data.benchmark import open_benchmark
 from simzss.data.masks import MaskData, MasksConfig, TrainingMasks, divide, write_split
 from simzss.distributed import failing_together, naming_lost_processes
 from simzss.errors import InputError
@@ -125,17 +125,11 @@ def build_masks(config: MasksConfig, seed: int) -> tuple[TrainingMasks, list[str
     Raises:
         InputError: no such set, or one that cannot be read.
     """
-    chosen = conf.to_plain(conf.load_choice("benchmark", config.benchmark))
-    if chosen.pop("task", "segmentation") != "segmentation" or "masks" not in chosen:
-        raise InputError(f"masks.benchmark={config.benchmark} is no segmentation set")
     own = {"root": config.root, "images": config.images, "masks": config.masks, "split": config.split}
-    chosen |= {key: value for key, value in own.items() if value is not None}
+    changes: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
     if config.images is not None and config.split is None:
-        chosen["split"] = None  # the benchmark's names photos of its own folders
-    try:
-        benchmark = Benchmark(BenchmarkConfig(**chosen))
-    except InputError as error:
-        raise InputError(str(error).replace("benchmark.root=", "masks.root=")) from error
+        changes["split"] = None  # the benchmark's names photos of its own folders
+    benchmark = open_benchmark("masks", config.benchmark, changes)
     trained, held_out = divide(benchmark.names, config.held_out, seed)
     benchmark.names = trained[: config.photos]
     return TrainingMasks(benchmark, config.hidden), held_out

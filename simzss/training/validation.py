@@ -7,8 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from simzss import config as conf
-from simzss.data.benchmark import Benchmark, BenchmarkConfig
+from simzss.data.benchmark import open_benchmark
 from simzss.errors import InputError
 from simzss.evaluation.evaluate import evaluate
 from simzss.segmentation.background import Background
@@ -43,9 +42,8 @@ class ZeroShotValidation(pl.Callback):
         options = self.options
         if options["root"] is None:
             raise InputError(f"value missing: give validation.root=…, the folder of {options['benchmark']}")
-        chosen = conf.to_plain(conf.load_choice("benchmark", options["benchmark"]))
-        chosen |= {"root": options["root"], "limit": options["limit"]}
-        self.benchmark = Benchmark(BenchmarkConfig(**chosen))
+        changes = {"root": options["root"], "limit": options["limit"]}
+        self.benchmark = open_benchmark("validation", options["benchmark"], changes)
         self.protocol = Protocol(**self.settings).resolved(self.benchmark.config.short_side)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

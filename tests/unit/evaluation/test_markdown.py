@@ -86,6 +86,7 @@ def report():
                 "per_class": {"<b>": 3.0},
                 "protocol": protocol,
                 "engineered": {"mIoU": 79.0},
+                "trained_with_masks": {"seen": 45.04, "unseen": 20.0, "harmonic": 27.69},
             },
             "voc20_untrained": {"mIoU": 7.0, "protocol": protocol},
             "context59": {"missing": "no folder given"},
@@ -106,6 +107,7 @@ def test_report(tmp_path, report):
     assert re.findall(r"^#+ .*$", text, re.M) == [
         "# Zero-shot \\*segmentation\\*",
         "## Scores",
+        "## Classes trained with masks",
         "## Retrieval",
         "## Classification",
         "## Published systems",
@@ -114,6 +116,8 @@ def test_report(tmp_path, report):
     ]
     start = page.cells.index("voc20")
     assert page.cells[start : start + 7] == ["voc20", "77.1", "79.0", "7.0", "11.0 ×", "80.3", "311 of 1,449"]
+    start = page.cells.index("27.7")
+    assert page.cells[start - 3 : start + 1] == ["voc20", "45.0", "20.0", "27.7"]
     start = page.cells.index("context59")
     assert page.cells[start + 1] == "not measured: no folder given"
     start = page.cells.index("flickr")

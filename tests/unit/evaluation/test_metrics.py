@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from simzss.evaluation.metrics import ConfusionMatrix, scores
+from simzss.evaluation.metrics import ConfusionMatrix, scores, seen_scores
 
 K = 6
 NAMES = tuple(f"class {i}" for i in range(K))
@@ -163,3 +163,24 @@ def test_counts_of_each_image():
             expected = [hit, ((prediction == k) & counted).sum(), ((target == k) & counted).sum()]
             assert per_image[image, k].tolist() == expected
     assert torch.equal(per_image.sum(dim=0)[:, 0], matrix.diag())
+
+
+@pytest.mark.parametrize(
+    ("per_class", "seen", "expected"),
+    [
+        ({"a": 30.0, "b": 60.0, "c": 20.0}, {"a", "b"}, (45.0, 20.0, 2 * 45 * 20 / 65)),
+        ({"a": 30.0, "b": None, "c": 20.0, "d": None, "e": 10.0}, ["a", "b"], (30.0, 15.0, 20.0)),
+        ({"a": 0.0, "b": 0.0}, {"a"}, (0.0, 0.0, 0.0)),
+        ({"a": 0.0, "b": 50.0}, {"b"}, (50.0, 0.0, 0.0)),
+        ({"a": 30.0, "b": 40.0}, {"a", "b", "never measured"}, (35.0, None, None)),
+        ({"a": 30.0, "b": None}, {"a"}, (30.0, None, None)),
+        ({"a": 30.0, "b": 40.0}, (), (None, 35.0, None)),
+        ({"a": None}, {"a"}, (None, None, None)),
+        ({}, {"a"}, (None, None, None)),
+    ],
+)
+def test_seen_and_unseen_classes_apart(per_class, seen, expected):
+    found = seen_scores(per_class, seen)
+    assert list(found) == ["seen", "unseen", "harmonic"]
+    for value, wanted in zip(found.values(), expected, strict=True):
+        assert value == (None if wanted is None else pytest.approx(wanted, rel=1e-12))

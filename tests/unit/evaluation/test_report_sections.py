@@ -7,7 +7,7 @@ from PIL import Image
 from simzss.evaluation.confusion import Confusion, confusion_pairs
 from simzss.evaluation.published import Published
 from simzss.evaluation.report import Overlay, Report, write_report
-from simzss.evaluation.tables import classification_table, protocols, results_table, retrieval_table
+from simzss.evaluation.tables import classification_table, masks_table, protocols, results_table, retrieval_table
 from tests.unit.evaluation.pages import Page
 
 VOC = {
@@ -91,6 +91,30 @@ def test_other_tasks():
     assert retrieval_table({"voc20": VOC}) is None and classification_table({"voc20": VOC}) is None
     gone = {"kind": "retrieval", "missing": "no captions"}
     assert retrieval_table({"flickr": gone}).rows == (("flickr", "not measured: no captions"),)
+
+
+def test_classes_trained_with_masks_apart_from_others():
+    apart = VOC | {"trained_with_masks": {"seen": 45.04, "unseen": 20.0, "harmonic": 27.69}}
+    nothing = ADE | {"trained_with_masks": {"seen": None, "unseen": 11.0, "harmonic": None}}
+    table = masks_table(RESULTS | {"voc20": apart, "ade20k": nothing})
+    assert [column.split("\n")[-1] for column in table.columns] == [
+        "Benchmark",
+        "classes with masks",
+        "other classes",
+        "mean",
+    ]
+    assert table.rows == (("voc20", "45.0", "20.0", "27.7"), ("ade20k", "–", "11.0", "–"))
+    assert masks_table(RESULTS) is None and masks_table({}) is None
+
+
+def test_classes_trained_with_masks_on_the_page(tmp_path):
+    result = VOC | {"trained_with_masks": {"seen": 45.04, "unseen": 20.0, "harmonic": 27.69}}
+    page = page_of(tmp_path, results={"voc20": result, "before": result}, baselines={"voc20": "before"})
+    start = page.cells.index("27.7")
+    assert page.cells[start - 3 : start + 1] == ["voc20", "45.0", "20.0", "27.7"]
+    assert page.cells.count("27.7") == 1  # a baseline has no row
+    assert "Classes trained with masks" in page.text
+    assert "Classes trained with masks" not in page_of(tmp_path, results=RESULTS).text
 
 
 def test_other_tasks_have_their_own_section(tmp_path):
