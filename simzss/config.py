@@ -54,7 +54,9 @@ def compose(root: str, overrides: list[str], optional: Collection[str] = ()) -> 
     selected = {key: value for key, value in pairs if key in known}
     for group, name in selected.items():
         if name not in choices(group, root) and not (group == "experiment" and name == "null"):
-            raise InputError(f"{group}={name} is unknown; {nearest(name, choices(group, root))}")
+            verb = next((roots for roots in _ROOTS.values() if root in roots), (root,))
+            offered = {choice for each in verb if group in groups_of(each) for choice in choices(group, each)}
+            raise InputError(f"{group}={name} is unknown; {nearest(name, offered)}")
     for group in _required_groups(root):
         if group not in selected:
             raise InputError(f"value missing: give {group}=NAME; known: {', '.join(choices(group))}")

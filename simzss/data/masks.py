@@ -232,6 +232,7 @@ class MaskData(pl.LightningDataModule):
             collate_fn=_collate,
             num_workers=self.config.num_workers,
             pin_memory=torch.accelerator.is_available(),
+            generator=torch.Generator(),  # a draw from the global one would tell a resumed run from another
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

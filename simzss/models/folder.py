@@ -138,7 +138,10 @@ def _build(
     tokenizer_dir = folder / "tokenizer" if text["tokenizer"] is not None else None
     model = SimZSS(backbone, rebuild_text_encoder(text, backbone.width, tokenizer_dir), mode)
     if head is not None:
-        model.multires = build_head(HeadConfig.from_plain(head["head"]), backbone, head["trained"])
+        trained = head["trained"]
+        if not isinstance(trained, list) or not all(isinstance(name, str) for name in trained):
+            raise InputError("config.json: multires.trained is no list of names")
+        model.multires = build_head(HeadConfig.from_plain(head["head"]), backbone, trained)
     _load_state(model, folder / "model.safetensors")
     return model.eval()
 

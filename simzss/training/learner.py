@@ -81,3 +81,8 @@ class Learner(pl.LightningModule):
         if expected != found:
             surplus, missing = sorted(found - expected)[:3], sorted(expected - found)[:3]
             raise InputError(f"checkpoint does not fit this model: surplus {surplus}, missing {missing}")
+        own, state = self.state_dict(), checkpoint["state_dict"]
+        wrong = next((name for name in own if own[name].shape != state[name].shape), None)
+        if wrong is not None:
+            raise InputError(f"checkpoint does not fit this model: {wrong} has {tuple(state[wrong].shape)} in place of "
+                             f"{tuple(own[wrong].shape)}")  # fmt: skip

@@ -185,7 +185,8 @@ class MaskModule(Learner):
         self.log_dict(named, batch_size=size, sync_dist=world_size() > 1)
         empty = int((batch.labels >= len(self.class_groups)).flatten(1).all(dim=1).sum())
         self.empty += empty
-        self.log("train/empty_crops", float(empty), batch_size=size)
+        sums = {"sync_dist": world_size() > 1, "reduce_fx": "sum"}
+        self.log("train/empty_crops", float(empty), batch_size=size, **sums)  # type: ignore[arg-type]
         self.log_rate(size)
 
     def on_fit_end(self) -> None:
