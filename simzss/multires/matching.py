@@ -19,10 +19,13 @@ def match(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     Returns:
         For each image min(Q, M) pairs as (queries, objects), int64 on the costs' device, by query.
     """
+    if not costs:
+        return []
     found = []
-    for cost in costs:
+    together = torch.cat([cost.float().flatten() for cost in costs]).cpu()  # a device is waited for once
+    for cost, own in zip(costs, together.split([cost.numel() for cost in costs]), strict=True):
         # SciPy refuses NaN; what is no number is caught later, in the loss.
-        plain = np.nan_to_num(cost.float().cpu().numpy(), nan=1e6, posinf=1e6, neginf=-1e6)
+        plain = np.nan_to_num(own.view(cost.shape).numpy(), nan=1e6, posinf=1e6, neginf=-1e6)
         rows, columns = linear_sum_assignment(plain)
         found.append((torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)))
     return found

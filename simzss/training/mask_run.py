@@ -17,15 +17,12 @@ from simzss.errors import InputError
 from simzss.losses.masks import MaskLossConfig
 from simzss.models.folder import load_model, save_model
 from simzss.multires.head import HeadConfig, build_head
-from simzss.precision import resolve_precision
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import checked_names
 from simzss.segmentation.protocol import Protocol
-from simzss.training.cluster import meet
 from simzss.training.mask_module import MaskModule
 from simzss.training.optim import OptimConfig
-from simzss.training.trainer import build_trainer, check_common, find_checkpoint, quiet_libraries, target_device
-from simzss.training.validation import ZeroShotValidation
+from simzss.training.trainer import check_common, find_checkpoint, start_trainer
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +51,7 @@ def train_masks(config: DictConfig) -> Path:
     plain: dict[str, Any] = conf.to_plain(config)
     check_mask_settings(plain)
     output = Path(plain["output_dir"])
-    quiet_libraries()
-    precision = resolve_precision(plain["trainer"]["precision"], target_device(plain["trainer"]["accelerator"]))
-    measured = plain["validation"]["benchmark"] is not None
-    validation = [ZeroShotValidation(plain["validation"], plain["protocol"], precision)] if measured else []
-    trainer = build_trainer(plain["trainer"], output, precision, validation)
-    meet(trainer)
+    trainer, precision, validation = start_trainer(plain)
     with failing_together():
         run = _prepare(plain, output, precision, trainer)
         for callback in validation:

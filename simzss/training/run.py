@@ -25,12 +25,9 @@ from simzss.models.backbone import Backbone, with_proxy
 from simzss.models.folder import save_model
 from simzss.models.simzss import SimZSS
 from simzss.models.text import KINDS, build_text_encoder
-from simzss.precision import resolve_precision
-from simzss.training.cluster import meet
 from simzss.training.module import LossConfig, SimZSSModule
 from simzss.training.optim import OptimConfig
-from simzss.training.trainer import build_trainer, check_common, find_checkpoint, quiet_libraries, target_device
-from simzss.training.validation import ZeroShotValidation
+from simzss.training.trainer import check_common, find_checkpoint, start_trainer
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +87,7 @@ def train(config: DictConfig) -> Path:
     plain["backbone"] = with_proxy(plain["backbone"], plain["proxy"])
     check_settings(plain)
     output = Path(plain["output_dir"])
-    quiet_libraries()
-    precision = resolve_precision(plain["trainer"]["precision"], target_device(plain["trainer"]["accelerator"]))
-    measured = plain["validation"]["benchmark"] is not None
-    validation = [ZeroShotValidation(plain["validation"], plain["protocol"], precision)] if measured else []
-    trainer = build_trainer(plain["trainer"], output, precision, validation)
-    meet(trainer)
+    trainer, precision, validation = start_trainer(plain)
     with failing_together():
         resume, module, data = _prepare(plain, output, precision, trainer)
         for callback in validation:

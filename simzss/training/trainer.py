@@ -16,8 +16,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simzss.errors import InputError, nearest
 from simzss.precision import best_device, resolve_precision
-from simzss.training.cluster import EndBySigterm, choose_strategy, started_by
+from simzss.training.cluster import EndBySigterm, choose_strategy, meet, started_by
 from simzss.training.logger import ProgressBar, ResumableCSVLogger
+from simzss.training.validation import ZeroShotValidation
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _LIMITS: dict[str, tuple[float, float]] = {  # least and most, both allowed
@@ -78,6 +79,27 @@ def _check_devices(accelerator: str, devices: int | str) -> None:
         raise InputError(f"trainer.devices={devices} must be auto, at least 1, -1 for all, or a list such as 0,1")
 
 
+def start_trainer(plain: Mapping[str, Any]) -> tuple[pl.Trainer, str, list[ZeroShotValidation]]:
+    """The trainer of a run, which has met those of the other processes.
+
+    Args:
+        plain: composition of either kind of training.
+
+    Returns:
+        The trainer, the resolved arithmetic, and what measures while it trains, to be loaded.
+
+    Raises:
+        InputError: see `build_trainer` and `meet`.
+    """
+    _quiet_libraries()
+    precision = resolve_precision(plain["trainer"]["precision"], _target_device(plain["trainer"]["accelerator"]))
+    measured = plain["validation"]["benchmark"] is not None
+    validation = [ZeroShotValidation(plain["validation"], plain["protocol"], precision)] if measured else []
+    trainer = build_trainer(plain["trainer"], Path(plain["output_dir"]), precision, validation)
+    meet(trainer)
+    return trainer, precision, validation
+
+
 def build_trainer(
     options: Mapping[str, Any], output: Path, precision: str, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
@@ -133,8 +155,7 @@ def build_trainer(
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def target_device(accelerator: str) -> torch.device:
-    """Where `trainer.accelerator` computes."""
+def _target_device(accelerator: str) -> torch.device:
     return torch.device("cpu") if accelerator == "cpu" else best_device()
 
 
@@ -177,7 +198,7 @@ def _step_of(checkpoint: Path | None) -> int | None:
         raise InputError(f"resume={checkpoint} is no checkpoint: {reason}") from error
 
 
-def quiet_libraries() -> None:
+def _quiet_libraries() -> None:
     """Hide what Lightning says of choices that are ours on purpose."""
     expected = (
         ".*module.s. in eval mode.*",  # the frozen backbone
