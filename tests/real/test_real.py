@@ -175,7 +175,7 @@ def test_retrieval(clip_model, data, tmp_path):
 
 def test_training_with_masks(clip_model, data, tmp_path):
     """A few steps on twelve photos: the head starts from what the model sees, and its loss falls."""
-    run("simzss", "train", "experiment=mrovseg_cpu", f"model={clip_model}", "masks.benchmark=voc20",
+    run("simzss", "train", "experiment=mrovseg_cpu", f"model={clip_model}", "masks.benchmark=voc21",
         f"masks.root={data / 'VOCdevkit'}", "masks.photos=12", "masks.hidden=[person]", "trainer.epochs=2",
         "protocol.templates=photo", f"output_dir={tmp_path}/run", "trainer.progress_bar=false")  # fmt: skip
     losses = [float(row["train/loss"]) for row in csv.DictReader((tmp_path / "run/metrics.csv").open()) if row["step"]]
