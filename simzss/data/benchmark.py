@@ -37,7 +37,8 @@ class BenchmarkConfig:
         label_offset: added to mask values to get class indices (without the background class).
         ignore_labels: mask values that do not count.
         background: rule beside the plain names: arguments of `simzss.segmentation.background.Background`, whose
-            `words` may also be a file of them below the configuration folder.
+            `words` may also be a file of them below the configuration folder; `with_masks` is the threshold for models
+            that were trained with masks, where it is another.
         engineered_background: rule beside the engineered names.
         short_side: short side in pixels that a protocol, by its name, takes for this set.
         official_images: number of images of the official set.
@@ -161,9 +162,17 @@ class Benchmark:
         raise InputError(f"benchmark.root={root} is not the {self.config.name} layout: it needs "
                          f"{self.config.images} and {self.config.masks}")  # fmt: skip
 
-    def background(self, engineered: bool = False) -> dict[str, Any]:
-        """The background rule beside the plain or the engineered names, its words read."""
+    def background(self, engineered: bool = False, with_masks: bool = False) -> dict[str, Any]:
+        """The background rule beside the plain or the engineered names, its words read.
+
+        Args:
+            engineered: which names.
+            with_masks: whether it is for a model that was trained with masks.
+        """
         rule = dict(self.config.engineered_background if engineered else self.config.background)
+        own = rule.pop("with_masks", None)
+        if with_masks and own is not None:
+            rule["threshold"] = own
         words = rule.get("words", ())
         if isinstance(words, str):
             words = [word for entry in read_entries(CONF_DIR / words) for word in entry.words]

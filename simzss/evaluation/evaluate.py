@@ -17,7 +17,6 @@ from simzss.distributed import gather_values, rank, world_size
 from simzss.errors import InputError
 from simzss.evaluation.counts import Counts
 from simzss.evaluation.metrics import ConfusionMatrix, scores, seen_scores
-from simzss.segmentation.background import Background
 from simzss.segmentation.prepare import Preparation, Prepared
 from simzss.segmentation.segmenter import Segmenter
 from simzss.visualize import index_mask
@@ -58,9 +57,9 @@ def evaluate(
     Raises:
         InputError: a photo or a mask that cannot be used.
     """
-    classifiers = {PLAIN: segmenter.classifier_of(benchmark.class_groups, Background(**benchmark.background()))}
+    classifiers = {PLAIN: segmenter.classifier_of(benchmark.class_groups, segmenter.background_of(benchmark))}
     if engineered and benchmark.engineered_groups is not None:
-        rule = Background(**benchmark.background(engineered=True))
+        rule = segmenter.background_of(benchmark, engineered=True)
         classifiers[ENGINEERED] = segmenter.classifier_of(benchmark.engineered_groups, rule)
     regions: dict[str, Any] = dict.fromkeys(classifiers)
     metrics = {key: ConfusionMatrix(benchmark.num_labels, IGNORE, len(benchmark)) for key in classifiers}

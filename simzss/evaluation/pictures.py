@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from simzss.data.benchmark import Benchmark
 from simzss.evaluation.counts import Counts, ranked_images
 from simzss.evaluation.report import Overlay
-from simzss.segmentation.background import Background
 from simzss.segmentation.segmenter import Segmenter
 from simzss.visualize import overlay, side_by_side
 
@@ -33,7 +32,7 @@ def draw_gallery(segmenter: Segmenter, benchmark: Benchmark, counts: Counts, som
     ranked = [name for name, _ in ranked_images(counts)]
     extremes = min(extremes, len(ranked) // 2)
     chosen = random.Random(0).sample(benchmark.names, min(some, len(benchmark)))
-    segmenter.set_classes(benchmark.class_groups, Background(**benchmark.background()))
+    segmenter.set_classes(benchmark.class_groups, segmenter.background_of(benchmark))
     scores = dict(ranked_images(counts))
 
     def draw(names: list[str]) -> list[Overlay]:

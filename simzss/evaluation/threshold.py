@@ -17,7 +17,6 @@ from simzss.distributed import failing_together, process_group, rank, total
 from simzss.errors import InputError, nearest
 from simzss.evaluation.evaluate import ENGINEERED, PLAIN, decoding_processes, load_images
 from simzss.evaluation.metrics import scores
-from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier
 from simzss.segmentation.prediction import MapScores
 from simzss.segmentation.segmenter import Segmenter
@@ -97,7 +96,7 @@ def search_threshold(
     groups = benchmark.engineered_groups if engineered else benchmark.class_groups
     if groups is None:
         raise InputError(f"benchmark {benchmark.config.name} has no engineered names")
-    rule = Background(**benchmark.background(engineered))
+    rule = segmenter.background_of(benchmark, engineered)
     if not rule.present:
         raise InputError(f"benchmark {benchmark.config.name} has no background class, so no threshold")
     if len(benchmark) < 2:

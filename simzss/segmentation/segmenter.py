@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from simzss.data.benchmark import Benchmark
 from simzss.data.images import to_rgb
 from simzss.data.transforms import ShortSide
 from simzss.errors import InputError, nearest
@@ -194,6 +195,10 @@ class Segmenter:
             temperature=self.protocol.temperature,
             merge=self.protocol.merge,
         )
+
+    def background_of(self, benchmark: Benchmark, engineered: bool = False) -> Background:
+        """The background rule that a benchmark has for this kind of model, beside its plain or engineered names."""
+        return Background(**benchmark.background(engineered, with_masks=self.model.multires is not None))
 
     @property
     def class_names(self) -> tuple[str, ...]:

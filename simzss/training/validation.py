@@ -10,7 +10,6 @@ from torch import nn
 from simzss.data.benchmark import open_benchmark
 from simzss.errors import InputError
 from simzss.evaluation.evaluate import evaluate
-from simzss.segmentation.background import Background
 from simzss.segmentation.protocol import Protocol
 from simzss.segmentation.segmenter import Segmenter
 from simzss.training.learner import Learner
@@ -53,7 +52,7 @@ class ZeroShotValidation(pl.Callback):
             self.segmenter = Segmenter(
                 pl_module.model, self.protocol, pl_module.readout, self.precision, pl_module.device
             )
-            self.segmenter.set_classes(self.benchmark.class_groups, Background(**self.benchmark.background()))
+            self.segmenter.set_classes(self.benchmark.class_groups, self.segmenter.background_of(self.benchmark))
             _ = self.segmenter.predict(self.benchmark[0].image).mask
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -297,9 +297,10 @@ def test_seen_and_unseen_classes(trained, tmp_path, capsys):
     config["multires"]["trained"] = seen
     config["multires"]["head"]["unseen_share"] = config["multires"]["head"]["learned_share"]
     (model / "config.json").write_text(json.dumps(config))
-    rule = "benchmark.background={kind: threshold, threshold: 0.15}"
+    rule = "benchmark.background={kind: threshold, threshold: 0.9, with_masks: 0.15}"
     results = measure(trained, tmp_path / "eval", "train", "benchmark=voc21", rule, model=model)
     result = results["voc21"]
+    assert result["protocol"]["background"]["threshold"] == 0.15
     for found in (result, result["engineered"]):
         values = {name: value for name, value in found["per_class"].items() if value is not None}
         background = values.pop("background")

@@ -92,6 +92,15 @@ def test_voc_with_background(voc):
     assert first_labels(found[0], 5) == [0, 2, 20, 255, 15]
 
 
+def test_a_model_trained_with_masks_may_have_a_threshold_of_its_own(voc):
+    found = benchmark("voc21", voc, background={"kind": "threshold", "threshold": 0.6, "with_masks": 0.2})
+    assert found.background() == {"kind": "threshold", "threshold": 0.6, "words": ()}
+    assert found.background(with_masks=True) == {"kind": "threshold", "threshold": 0.2, "words": ()}
+    assert "with_masks" in found.config.background
+    found = benchmark("voc21", voc, background={"kind": "threshold", "threshold": 0.6})
+    assert found.background(with_masks=True)["threshold"] == 0.6
+
+
 def test_ade(ade):
     found = benchmark("ade20k", ade)
     assert found.names == ["ADE_val_00000001", "ADE_val_00000002"]
