@@ -17,7 +17,7 @@ from simzss.errors import InputError, nearest
 from simzss.models.backbone import Backbone
 from simzss.multires.adapter import MultiResAdapter
 from simzss.multires.decoder import PixelDecoder, QueryDecoder
-from simzss.multires.ensemble import class_maps, ensemble, pool_by_masks
+from simzss.multires.ensemble import claims, ensemble, pool_by_masks
 from simzss.multires.layers import mlp
 from simzss.multires.views import VIEWS, Level, look
 
@@ -157,12 +157,15 @@ class MultiResHead(nn.Module):
         every = torch.cat([words.to(vectors), F.normalize(self.no_object, dim=0)[None].to(vectors)])
         return self.scale * (vectors @ every.T)
 
-    def maps(self, said: Round, similarity: Callable[[Tensor], Tensor], share: Tensor) -> Tensor:
+    def maps(
+        self, said: Round, levels: Sequence[Level], similarity: Callable[[Tensor], Tensor], share: Tensor
+    ) -> Tensor:
         """Probabilities of classes at places.
 
         Args:
             said: by the queries after the last round.
-            similarity: (B, Q, D) unit vectors -> (B, S, Q) cosines with the classes.
+            levels: what the backbone saw.
+            similarity: (B, N, D) unit vectors -> (B, S, N) cosines with the classes.
             share: (S), see `simzss.multires.ensemble.ensemble`.
 
         Returns:
@@ -170,8 +173,10 @@ class MultiResHead(nn.Module):
         """
         none = said.vectors @ F.normalize(self.no_object, dim=0)
         learned = torch.cat([similarity(said.vectors).mT, none[..., None]], dim=-1)
-        theirs = similarity(said.seen).mT
-        return class_maps(ensemble(self.scale * learned, self.scale * theirs, share), said.masks)
+        cosines = [similarity(level.dense.flatten(2).mT).unflatten(2, level.dense.shape[2:]) for level in levels]
+        size = said.masks.shape[2:]
+        zero_shot = torch.stack([F.interpolate(own, size, mode="bilinear") for own in cosines]).mean(dim=0)
+        return ensemble(claims(self.scale * learned, said.masks), self.scale * zero_shot, share)
 
 
 def build_head(config: HeadConfig, backbone: Backbone, trained: Sequence[str] = ()) -> MultiResHead:

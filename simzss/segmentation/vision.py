@@ -139,9 +139,10 @@ class Vision:
             step = max(1, self.batch_size // views)
             for members in (indices[start : start + step] for start in range(0, len(indices), step)):
                 batch = torch.stack([images[index].pixels for index in members]).to(self.model.backbone.mean.device)
-                said = head(head.look(self.model.backbone, self.model.feature_norm.patches, batch))[-1]
+                levels = head.look(self.model.backbone, self.model.feature_norm.patches, batch)
+                said = head(levels)[-1]
                 for classifier, share in zip(classifiers, shares, strict=True):
-                    maps = head.maps(said, classifier.similarity, share)
+                    maps = head.maps(said, levels, classifier.similarity, share)
                     scores = maps.clamp(min=torch.finfo(maps.dtype).tiny).log() * classifier.temperature
                     for index, own in zip(members, scores, strict=True):
                         found.setdefault(index, []).append(own[None])

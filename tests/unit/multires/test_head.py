@@ -202,26 +202,33 @@ def test_maps_equal_a_loop():
     made = head()
     said = Round(unit(2, 5, EMBEDDING), noise(2, 5, 4, 6, seed=1).float(), unit(2, 5, EMBEDDING, seed=2))
     words, share = unit(CLASSES, EMBEDDING, seed=3), [0.4, 0.8, 0.0, 1.0]
-    maps = made.maps(said, lambda vectors: (vectors @ words.T).mT, torch.tensor(share)).detach()
+    grids = ((2, 3), (4, 6))
+    levels = [Level([], unit(2, h, w, EMBEDDING, seed=4 + h).permute(0, 3, 1, 2)) for h, w in grids]
+    maps = made.maps(said, levels, lambda vectors: (vectors @ words.T).mT, torch.tensor(share)).detach()
     assert maps.shape == (2, CLASSES, 4, 6)
     none = made.no_object.detach().double().numpy()
     every = [*words.double().numpy(), none / math.sqrt(sum(none**2))]
     factor = made.scale.item()
     for image in range(2):
-        total = np.zeros((CLASSES, 4, 6))
+        claimed = np.zeros((CLASSES, 4, 6))
         for query in range(5):
-            vector, seen = said.vectors[image, query].double().numpy(), said.seen[image, query].double().numpy()
-            learned = loops.softmax(np.array([factor * (vector @ word) for word in every]))
-            theirs = loops.softmax(np.array([factor * (seen @ word) for word in every[:-1]]))
-            mine = learned[:-1] / sum(learned[:-1])
-            mixed = np.array([mine[k] ** (1 - share[k]) * theirs[k] ** share[k] for k in range(CLASSES)])
-            chances = mixed / sum(mixed) * (1 - learned[-1])
-            mask = loops.sigmoid(said.masks[image, query].double().numpy())
+            vector = said.vectors[image, query].double().numpy()
+            chances = loops.softmax(np.array([factor * (vector @ word) for word in every]))
             for k in range(CLASSES):
-                total[k] += chances[k] * mask
-        claimed = total.sum(axis=0)
-        close(maps[image], np.where(claimed > 1, total / claimed, total + (1 - claimed) / CLASSES), 1e-5)
-    torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, 4, 6), rtol=1e-5, atol=1e-5)
+                claimed[k] += chances[k] * loops.sigmoid(said.masks[image, query].double().numpy())
+        seen = [
+            loops.resized(np.array([word @ level.dense[image].double().flatten(1).numpy() for word in every[:-1]])
+                          .reshape(CLASSES, *level.dense.shape[2:]), (4, 6), antialias=False)
+            for level in levels
+        ]  # fmt: skip
+        for y in range(4):
+            for x in range(6):
+                theirs = loops.softmax(factor * (seen[0] + seen[1])[:, y, x] / 2)
+                mine, total = claimed[:, y, x], sum(claimed[:, y, x])
+                ours = (mine + 1e-3) / (total + 1e-3 * CLASSES)
+                mixed = np.array([ours[k] ** (1 - share[k]) * theirs[k] ** share[k] for k in range(CLASSES)])
+                present = min(max(total, 1e-3), 1.0)
+                close(maps[image, :, y, x], present * mixed / sum(mixed) + (1 - present) / CLASSES, 1e-5)
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
