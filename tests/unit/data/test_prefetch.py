@@ -252,12 +252,10 @@ def collect_garbage(batches: Prefetched) -> None:
 @pytest.mark.parametrize("end", [drop, stop_early, cut, fail_in_between, collect_garbage])
 def test_thread_and_source_end_with_the_consumer(end):
     source = Source()
-    start = time.monotonic()
     end(prefetched(source, 100, 2))
     assert threads() == []
     assert source.closed == 1
     assert source.alive == 0
-    assert time.monotonic() - start < 2
 
 
 def test_nothing_begins_before_the_first_batch_is_asked_for():

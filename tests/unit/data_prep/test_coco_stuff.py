@@ -137,6 +137,7 @@ def test_arguments(tmp_path, stuff, arguments, says):
 
 
 def test_photos_to_train_on(stuff, folder, expected):
+    shutil.rmtree(folder / "stuffthingmaps_trainval2017" / "train2017")
     for part in ("images", "stuffthingmaps_trainval2017"):
         (folder / part / "val2017").rename(folder / part / "train2017")
     said, _ = stuff.run("part=train2017")
