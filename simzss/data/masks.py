@@ -1,8 +1,7 @@
 """Training on masks: crops of photos with their labels, from any segmentation folder."""
 
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from torchvision.transforms import v2
 from simzss.data.benchmark import IGNORE, Benchmark
 from simzss.distributed import rank, world_size
 from simzss.errors import InputError, nearest
-
-log = logging.getLogger(__name__)
 
 _GREY = (124, 116, 104)  # where a crop reaches beyond its photo: about the mean colour of photos
 
@@ -66,6 +63,11 @@ class MasksConfig:
                 raise InputError(f"masks.{name}={value} must be at least {least}")
         if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise InputError(f"masks.scales={list(self.scales)} must be two numbers above 0, the lower one first")
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "MasksConfig":
+        """From a configuration."""
+        return cls(**{**values, "hidden": tuple(values["hidden"]), "scales": tuple(values["scales"])})
 
 
 @dataclass(frozen=True)

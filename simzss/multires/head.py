@@ -154,8 +154,12 @@ class MultiResHead(nn.Module):
 
     def class_logits(self, vectors: Tensor, words: Tensor) -> Tensor:
         """(B, Q, D) unit vectors of queries against (K, D) unit vectors of classes: (B, Q, K + 1), last "no object"."""
-        every = torch.cat([words.to(vectors), F.normalize(self.no_object, dim=0)[None].to(vectors)])
-        return self.scale * (vectors @ every.T)
+        return self._logits(vectors, vectors @ words.to(vectors).T)
+
+    def _logits(self, vectors: Tensor, cosines: Tensor) -> Tensor:
+        """Logits (B, Q, S + 1) of vectors (B, Q, D) and their cosines (B, Q, S) with classes, last "no object"."""
+        none = vectors @ F.normalize(self.no_object, dim=0).to(vectors)
+        return self.scale * torch.cat([cosines, none[..., None]], dim=-1)
 
     def maps(
         self, said: Round, levels: Sequence[Level], similarity: Callable[[Tensor], Tensor], share: Tensor
@@ -171,12 +175,11 @@ class MultiResHead(nn.Module):
         Returns:
             (B, S, H, W) that sum to 1 over the classes.
         """
-        none = said.vectors @ F.normalize(self.no_object, dim=0)
-        learned = torch.cat([similarity(said.vectors).mT, none[..., None]], dim=-1)
+        learned = self._logits(said.vectors, similarity(said.vectors).mT)
         cosines = [similarity(level.dense.flatten(2).mT).unflatten(2, level.dense.shape[2:]) for level in levels]
         size = said.masks.shape[2:]
         zero_shot = torch.stack([F.interpolate(own, size, mode="bilinear") for own in cosines]).mean(dim=0)
-        return ensemble(claims(self.scale * learned, said.masks), self.scale * zero_shot, share)
+        return ensemble(claims(learned, said.masks), self.scale * zero_shot, share)
 
 
 def build_head(config: HeadConfig, backbone: Backbone, trained: Sequence[str] = ()) -> MultiResHead:

@@ -23,6 +23,11 @@ class Level:
     dense: Tensor
 
 
+def views_per_image(height: int, width: int, window: int, views: str) -> int:
+    """How many of `views_of` an image of whole windows has."""
+    return (views != "windows") + (height * width // window**2 if views != "global" else 0)
+
+
 def views_of(images: Tensor, window: int, views: str) -> Tensor:
     """All that the backbone sees of images, as one batch.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from simzss.models.sam.sam import Sam, SamEncoding
 from simzss.models.simzss import SimZSS
 from simzss.multires.head import MultiResHead
+from simzss.multires.views import views_per_image
 from simzss.segmentation.classifier import Classifier
 from simzss.segmentation.correlate import Correlation, correlate
 from simzss.segmentation.guide import window_guide
@@ -135,8 +136,7 @@ class Vision:
         for index, image in enumerate(images):
             by_shape[shape_of(image.pixels)].append(index)
         for shape, indices in by_shape.items():
-            views = shape[0] * shape[1] // head.config.window**2 + 1
-            step = max(1, self.batch_size // views)
+            step = max(1, self.batch_size // views_per_image(*shape, head.config.window, head.config.views))
             for members in (indices[start : start + step] for start in range(0, len(indices), step)):
                 batch = torch.stack([images[index].pixels for index in members]).to(self.model.backbone.mean.device)
                 levels = head.look(self.model.backbone, self.model.feature_norm.patches, batch)

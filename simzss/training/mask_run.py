@@ -71,8 +71,8 @@ def check_mask_settings(plain: Mapping[str, Any]) -> None:
     Raises:
         InputError: names the key.
     """
-    _head_config(plain)
-    _masks_config(plain)
+    HeadConfig.from_plain(plain["multires"])
+    MasksConfig.from_plain(plain["masks"])
     MaskLossConfig(**plain["mask_loss"])
     Protocol(**plain["protocol"])
     check_common(plain)
@@ -83,14 +83,14 @@ def check_mask_settings(plain: Mapping[str, Any]) -> None:
 
 def _prepare(plain: Mapping[str, Any], output: Path, precision: str, trainer: pl.Trainer) -> _Run:
     resume = find_checkpoint(plain["resume"], output, trainer)
-    masks_config = _masks_config(plain)
+    masks_config = MasksConfig.from_plain(plain["masks"])
     masks, held_out = build_masks(masks_config, plain["seed"])
     checked_names(masks.class_groups, Background())
     model, settings = load_model(plain["model"], plain["backbone"]["weights"])
     if model.multires is not None:
         raise InputError(f"model={plain['model']} has a head already: give the model that it was trained on")
     pl.seed_everything(plain["seed"], workers=True, verbose=False)
-    head = _head_config(plain)
+    head = HeadConfig.from_plain(plain["multires"])
     trained = [name for group in masks.class_groups for name in group]
     model.multires = build_head(head, model.backbone, trained)
     model.backbone.use_precision(precision)
@@ -141,12 +141,3 @@ def _write_model(output: Path, trainer: pl.Trainer, run: _Run) -> Path:
 def _backbone_options(backbone: Any) -> dict[str, Any]:
     keys = ("name", "timm_name", "features", "project", "image_size")
     return {key: getattr(backbone, key) for key in keys} | {"weights": backbone.weights}
-
-
-def _head_config(plain: Mapping[str, Any]) -> HeadConfig:
-    return HeadConfig.from_plain(plain["multires"])
-
-
-def _masks_config(plain: Mapping[str, Any]) -> MasksConfig:
-    options = plain["masks"]
-    return MasksConfig(**{**options, "hidden": tuple(options["hidden"]), "scales": tuple(options["scales"])})

@@ -5,7 +5,6 @@ import signal
 import sys
 
 import pytest
-import torch
 
 from simzss import cli
 from simzss.cache.folder import CacheFolder
@@ -13,18 +12,10 @@ from simzss.cache.store import FeatureStore
 from tests.support.caching import cache_arguments, jpeg_shards
 from tests.support.files import contents
 from tests.support.program import exit_code
+from tests.support.threads import one_thread  # noqa: F401
 from tests.support.two_nodes import finish, slurm, start, wait_for
 
 SIZES = (40, 40, 7, 90)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the processes that are started here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

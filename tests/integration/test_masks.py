@@ -43,6 +43,7 @@ from tests.support.mask_runs import (
     write_squares,
 )
 from tests.support.models import refused
+from tests.support.threads import one_thread  # noqa: F401
 from tests.support.training import logged
 from tests.support.two_nodes import free_port
 
@@ -71,14 +72,6 @@ class Trained:
     @property
     def model(self) -> Path:
         return self.run / "model"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from simzss.training.module import SimZSSModule
 from simzss.training.run import train
 from tests.support import official_layouts
 from tests.support.models import backbone_options, make_backbone, make_scratch, save_backbone, shaken
+from tests.support.threads import one_thread  # noqa: F401
 from tests.support.training import coloured_shards, logged, tiny_arguments, tiny_config
 from tests.support.two_nodes import Node, finish, slurm, start, start_torchrun, torchrun, wait_for
 
@@ -35,15 +36,6 @@ CACHED = (
     "trainer.epochs=8",
 )
 NODES = ("trainer.num_nodes=2", "trainer.timeout=30")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Several wait for one another at every operation, which takes most of the time beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

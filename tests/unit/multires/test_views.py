@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from simzss.models.feature_norm import FeatureNorm
-from simzss.multires.views import VIEWS, look, views_of
+from simzss.multires.views import VIEWS, look, views_of, views_per_image
 from tests.support.models import make_backbone, shaken
 from tests.unit.multires import loops
 from tests.unit.multires.loops import close, noise
@@ -113,3 +113,10 @@ def test_what_is_seen_is_frozen_and_of_unit_length(backbone, finish):
     for level in look(backbone, finish, photos(), WINDOW, DEPTHS, "both"):
         assert not any(maps.requires_grad for maps in (*level.taps, level.dense))
         close(level.dense.norm(dim=1), np.ones((2, *level.dense.shape[2:])))
+
+
+@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("sides", [(1, 1), (2, 3)])
+def test_views_per_image_are_those_that_there_are(views, sides):
+    images = torch.zeros(2, 3, 8 * sides[0], 8 * sides[1])
+    assert 2 * views_per_image(*images.shape[2:], 8, views) == len(views_of(images, 8, views))
