@@ -1,26 +1,21 @@
 """The frozen vision backbone: any timm model as class token + patch grid."""
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
-from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from simzss.errors import InputError, nearest
-from simzss.models.dense import dense_last_block, proxy_last_block
+from simzss.models.dense import dense_last_block, proxy_last_block, supports_dense
 from simzss.models.features import ImageFeatures
 from simzss.models.fingerprint import fingerprint
+from simzss.models.timm_model import create_model, find_weights, stride_of
 
 FEATURES = ("last", "value", "self", "proxy")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 class Backbone(nn.Module):
@@ -71,7 +66,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.weights = weights
         self.weights_file = find_weights(name, weights)
-        self.model: Any = _create(timm_name, self.weights_file, pretrained=weights != "random", head=project)
+        self.model: Any = create_model(timm_name, self.weights_file, pretrained=weights != "random", head=project)
         if features != "last" and not supports_dense(self.model):
             raise InputError(f"backbone.features={features} needs a standard ViT block; use last for {timm_name}")
         if project and not isinstance(getattr(self.model, "head", None), nn.Linear):
@@ -79,7 +74,7 @@ class Backbone(nn.Module):
         data = resolve_model_data_config(self.model)
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
-        self.stride = _stride(self.model, timm_name)
+        self.stride = stride_of(self.model, timm_name)
         self.check_size(image_size, image_size)
         self.model.to(memory_format=torch.channels_last)  # twice as fast for CNNs on CPU, no matter for ViTs
         self.model.requires_grad_(False)
@@ -301,97 +296,6 @@ def with_proxy(backbone: Mapping[str, Any], proxy: Mapping[str, Any]) -> dict[st
     return {**backbone, "proxy": None if proxy["name"] is None else dict(proxy)}
 
 
-def supports_dense(model: nn.Module) -> bool:
-    """Whether the last block is timm's standard pre-norm block, as `simzss.models.dense` computes it."""
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential) or len(blocks) < 2 or type(blocks[-1]) is not Block:
-        return False
-    attention = blocks[-1].attn
-    return type(attention) is Attention and getattr(attention, "gate", None) is None
-
-
-def _averages_untrained(model: Any) -> bool:
-    """Whether timm averages patches though the model has a class token and no head that was trained on the average.
-
-    So for DINOv3, whose authors use the class token; models pre-trained without labels have no classifier in timm.
-    """
-    return (
-        getattr(model, "global_pool", None) == "avg"
-        and getattr(model, "cls_token", None) is not None
-        and isinstance(getattr(model, "fc_norm", None), nn.Identity)
-        and model.pretrained_cfg.get("num_classes") == 0
-    )
-
-
-def find_weights(name: str, weights: str | None) -> Path | None:
-    """The file that `weights` means: itself, or `<name>.<suffix>` in a folder; None for the hub or `random`.
-
-    Raises:
-        InputError: nothing there.
-    """
-    if weights is None or weights == "random":
-        return None
-    path = Path(weights)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(f"backbone.weights={weights} does not exist")
-    for suffix in _SUFFIXES:
-        if (candidate := path / f"{name}{suffix}").is_file():
-            return candidate
-    raise InputError(f"backbone.weights={weights} holds no {name}{{{','.join(_SUFFIXES)}}}")
-
-
-def _create(timm_name: str, file: Path | None, pretrained: bool, head: bool) -> nn.Module:
-    if not timm.is_model(timm_name.partition(".")[0]):
-        raise InputError(f"timm has no model {timm_name!r}; {nearest(timm_name, timm.list_models())}")
-    logging.getLogger("timm").setLevel(logging.ERROR)
-    try:
-        if file is not None:
-            return _load_file(timm_name, file, head)
-        return _build(timm_name, pretrained=pretrained, **({} if head else {"num_classes": 0}))
-    except Exception as error:
-        # Reading strangers' weights fails in as many ways as there are formats; each must end as one clear line.
-        reason = " ".join(str(error).split())
-        if file is not None:
-            raise InputError(f"weights {file} do not fit {timm_name}: {reason[:300]}") from error
-        if pretrained and "tag" not in reason:
-            raise InputError(f"weights of {timm_name} cannot be fetched from the hub ({reason[:120]}); "
-                             "give backbone.weights=FILE") from error  # fmt: skip
-        raise InputError(f"timm cannot build {timm_name}: {reason[:300]}") from error
-
-
-def _load_file(timm_name: str, file: Path, head: bool) -> nn.Module:
-    """A model with the weights of a local file, every one of them.
-
-    timm loads without checking names as soon as the classifier is left out, so the classifier is loaded with the rest
-    and taken off afterwards; a file may lack the classifier, and nothing else.
-    """
-    options: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file), "custom_load": False}}
-    try:
-        model = _build(timm_name, **options)
-    except RuntimeError as error:
-        lacking, _, surplus = str(error).partition("Unexpected key(s)")
-        names = re.findall(r'"([^"]+)"', lacking)
-        if head or surplus or not names or not all(name.startswith(("head.", "classifier.", "fc.")) for name in names):
-            raise
-        return _build(timm_name, num_classes=0, **options)
-    if not head:
-        model.reset_classifier(0)
-    return model
-
-
-def _build(timm_name: str, **options: Any) -> Any:
-    model: Any
-    try:
-        model = timm.create_model(timm_name, dynamic_img_size=True, **options)
-    except TypeError:  # not a ViT: takes any size as it is
-        model = timm.create_model(timm_name, **options)
-    if _averages_untrained(model):
-        model.global_pool = "token"
-    return model
-
-
 def _guide(options: Mapping[str, Any]) -> Backbone | None:
     """The other backbone of `features=proxy`; None where its features come from elsewhere."""
     if options["timm_name"] is None:
@@ -400,13 +304,3 @@ def _guide(options: Mapping[str, Any]) -> Backbone | None:
         return Backbone(**{key: options[key] for key in ("name", "timm_name", "weights", "features")})
     except InputError as error:
         raise InputError(f"proxy={options['name']}: {error}".replace("backbone.", "proxy.")) from error
-
-
-def _stride(model: Any, timm_name: str) -> int:
-    patch_embed: Any = getattr(model, "patch_embed", None)
-    try:
-        if hasattr(patch_embed, "patch_size") and getattr(model, "num_prefix_tokens", None) is not None:
-            return int(patch_embed.patch_size[0])
-        return int(model.feature_info[-1]["reduction"])
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise InputError(f"timm's {timm_name} does not tell its stride; it cannot be a backbone") from error

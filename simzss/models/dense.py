@@ -11,10 +11,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from timm.models.vision_transformer import Attention, Block
+from torch import Tensor, nn
 
 _CHUNK = 2**24
 """Elements of a similarity matrix that are held at a time: a whole photo of 2048 pixels has 4 * 10^8."""
+
+
+def supports_dense(model: nn.Module) -> bool:
+    """Whether the last block is timm's standard pre-norm block, as it is computed here."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential) or len(blocks) < 2 or type(blocks[-1]) is not Block:
+        return False
+    attention = blocks[-1].attn
+    return type(attention) is Attention and getattr(attention, "gate", None) is None
 
 
 def dense_last_block(block: Any, tokens: Tensor, mode: str) -> Tensor:

@@ -12,8 +12,8 @@ from timm.layers import DiffAttention
 from timm.models.vision_transformer import Block, ResPostBlock
 
 from simzss.errors import InputError
-from simzss.models.backbone import FEATURES, Backbone, supports_dense, with_proxy
-from simzss.models.dense import dense_last_block
+from simzss.models.backbone import FEATURES, Backbone, with_proxy
+from simzss.models.dense import dense_last_block, supports_dense
 from tests.support.loops import guided_block, layer_norm, linear
 from tests.support.models import TINY_VIT, backbone_options, make_backbone, refused, shaken
 
