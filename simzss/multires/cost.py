@@ -3,6 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class Cost:
         frozen: parameters that do not.
         fixed: bytes of all parameters, and of the two moments that AdamW keeps of those that learn.
         live: most bytes that a step holds beside them at a time, gradients included.
-        seconds: that it took, the first time.
+        seconds: that it took; on an accelerator the second time, when its kernels are loaded.
     """
 
     trainable: int
@@ -59,10 +60,9 @@ def measure_cost(model: nn.Module, learning: nn.Module, loss: Callable[[], Tenso
     """
     parameters = [parameter for parameter in learning.parameters() if parameter.requires_grad]
     device = parameters[0].device
-    devices = [device] if device.type != "cpu" else []
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        if device.type == "cuda":
-            live, seconds = _on_cuda(loss, parameters, device)
+    with _same_random_numbers(device):
+        if hasattr(_memory(device), "max_memory_allocated"):
+            live, seconds = _allocated(loss, parameters, device)
         else:
             live, seconds = _counted(loss, parameters)
     everything = list(model.parameters())
@@ -77,12 +77,26 @@ def _step(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
     torch.autograd.grad(loss(), parameters, allow_unused=True)
 
 
-def _on_cuda(loss: Callable[[], Tensor], parameters: list[nn.Parameter], device: torch.device) -> tuple[int, float]:
-    torch.cuda.reset_peak_memory_stats(device)
-    before, start = torch.cuda.memory_allocated(device), time.perf_counter()
+def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    if device.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
+
+
+def _memory(device: torch.device) -> Any:
+    """What knows the memory of an accelerator; None for a CPU."""
+    return None if device.type == "cpu" else torch.get_device_module(device)
+
+
+def _allocated(loss: Callable[[], Tensor], parameters: list[nn.Parameter], device: torch.device) -> tuple[int, float]:
+    memory = _memory(device)
     _step(loss, parameters)
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before, time.perf_counter() - start
+    memory.synchronize(device)
+    memory.reset_peak_memory_stats(device)
+    before, start = memory.memory_allocated(device), time.perf_counter()
+    _step(loss, parameters)
+    memory.synchronize(device)
+    return memory.max_memory_allocated(device) - before, time.perf_counter() - start
 
 
 def _counted(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> tuple[int, float]:

@@ -6,10 +6,13 @@ image, in one forward, and the head makes masks of them. Backbone, weights, prec
 objects on both sides; weights are random, which changes no time. At 2x the ensemble has 9 windows where ours has 4 and
 the whole image, at 3x 25 where ours has 9.
 
-The last lines are the cost of a training step of `experiment=mrovseg`, from a step of one image on this machine.
+On an accelerator a forward has `TOGETHER` photos, and memory is the accelerator's.
+
+The last lines are the cost of a training step of `experiment=mrovseg`: measured on an accelerator; on a processor by
+calculation from a step of one crop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +27,7 @@ from simzss.models.simzss import SimZSS
 from simzss.models.text import build_text_encoder
 from simzss.multires.cost import Cost, measure_cost
 from simzss.multires.head import HeadConfig, build_head
+from simzss.precision import best_device, resolve_precision
 from simzss.segmentation.protocol import WHOLE_336
 from simzss.segmentation.segmenter import Segmenter
 from simzss.training.mask_module import MaskModule
@@ -31,10 +35,12 @@ from simzss.training.optim import OptimConfig
 from simzss.training.run import build_model
 from tests.bench.peaks import Peak, apart
 from tests.bench.rows import Row, throughput
+from tests.bench.runs import matmul_precision
 
 CLASSES = 171
 WINDOW = 224
 SCALES = (2, 3)
+TOGETHER = 16
 COMMAND = "make bench BENCH=multires"
 
 
@@ -43,7 +49,8 @@ def run() -> list[Row]:
     rows = []
     for scale in SCALES:
         ours, baseline = sides(scale)
-        rows.append(throughput("multires", f"multires_forward_{scale}x", "images/s", 1, ours, baseline, runs=3))
+        row = throughput("multires", f"multires_forward_{scale}x", "images/s", _photos(), ours, baseline, runs=3)
+        rows.append(row)
     for scale in SCALES:
         found = [apart(_peak, scale, side) for side in (0, 1)]
         rows.append(Row(f"multires_memory_{scale}x", "MB", found[0], found[1], found[1] / found[0], COMMAND))
@@ -51,8 +58,12 @@ def run() -> list[Row]:
     return rows
 
 
+def _photos() -> int:
+    return 1 if best_device().type == "cpu" else TOGETHER
+
+
 def sides(scale: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Labels of one square photo by the head, and by the ensemble; CLIP ViT-B/16's shapes."""
+    """Labels of square photos by the head, and by the ensemble; CLIP ViT-B/16's shapes."""
     options = conf.to_plain(conf.load_choice("backbone", "clip_vitb16")) | {"weights": "random"}
     text = conf.to_plain(conf.load_choice("text", "clip_small"))
     plain = build_model(options, text, seed=0)
@@ -66,8 +77,12 @@ def sides(scale: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     ours.multires = build_head(HeadConfig.from_plain(config | {"scale": scale}), plain.backbone)
     by_head = Segmenter(ours, replace(WHOLE_336, templates="photo"), batch_size=32)
     by_head.classifier = classifier
-    photo = Image.effect_noise((side, side), 60).convert("RGB")
-    return (lambda: by_head.predict(photo).mask), (lambda: segmenter.predict(photo).mask)
+    photos = [Image.effect_noise((side, side), 60).convert("RGB") for _ in range(_photos())]
+    return (lambda: _labels(by_head, photos)), (lambda: _labels(segmenter, photos))
+
+
+def _labels(segmenter: Segmenter, photos: Sequence[Image.Image]) -> list[Any]:
+    return [prediction.mask for prediction in segmenter.predict_batch(photos)]
 
 
 def _peak(scale: int, side: int) -> float:
@@ -80,32 +95,45 @@ def _peak(scale: int, side: int) -> float:
 
 
 def full_size() -> str:
-    """Memory of a step of `experiment=mrovseg` on CLIP ViT-L/14, all in float32: no less than a GPU takes in bfloat16.
+    """Cost of a step of `experiment=mrovseg` on CLIP ViT-L/14.
 
-    Processors without bfloat16 would take an hour for a step in it.
+    Measured on an accelerator. On a processor the memory of one crop is counted and multiplied, all in float32, which
+    is no less than an accelerator takes in bfloat16: processors without it would take an hour for a step in it.
     """
     plain = conf.to_plain(conf.compose("train_masks", ["experiment=mrovseg"]))
     backbone = conf.to_plain(conf.load_choice("backbone", "clip_vitl14")) | {"weights": "random"}
     backbone.pop("feature_norm")
-    crops = plain["masks"]["batch_size"]
-    cost = step_cost(plain, Backbone(**backbone))
+    wanted, device = plain["masks"]["batch_size"], best_device()
+    crops, precision = (1, "32-true") if device.type == "cpu" else (wanted, resolve_precision("auto", device))
+    cost = step_cost(plain, Backbone(**backbone).use_precision(precision), crops, precision)
+    facts = f"trainable parameters {cost.trainable / 1e6:.1f} M, frozen {cost.frozen / 1e6:.0f} M"
+    if crops == wanted:
+        peak = torch.get_device_module(device).max_memory_reserved(device) / 2**30
+        return (
+            f"experiment=mrovseg, {precision}: {facts}; {cost.gigabytes():.2f} GiB with {crops} crops a step, at most "
+            f"{peak:.2f} GiB held by the allocator; a step took {cost.seconds:.3f} s"
+        )
     return (
-        f"experiment=mrovseg: trainable parameters {cost.trainable / 1e6:.1f} M, frozen {cost.frozen / 1e6:.0f} M; "
-        f"by calculation {cost.gigabytes(crops):.1f} GiB with {crops} crops a step ({cost.fixed / 2**30:.2f} GiB "
-        f"fixed, {cost.live / 2**30:.2f} GiB a crop); one crop took {cost.seconds:.1f} s here"
+        f"experiment=mrovseg: {facts}; by calculation {cost.gigabytes(wanted):.1f} GiB with {wanted} crops a step "
+        f"({cost.fixed / 2**30:.2f} GiB fixed, {cost.live / 2**30:.2f} GiB a crop); one crop took {cost.seconds:.1f} s"
     )
 
 
-def step_cost(plain: dict[str, Any], backbone: Backbone) -> Cost:
-    """Cost of a step of one crop as `plain` configures it; the text encoder has no part in a step, and is small."""
+def step_cost(plain: dict[str, Any], backbone: Backbone, crops: int, precision: str) -> Cost:
+    """Cost of a step as `plain` configures it; the text encoder has no part in a step, and is small."""
     text = conf.to_plain(conf.load_choice("text", "clip_small"))
     model = SimZSS(backbone, build_text_encoder(text.pop("kind"), backbone.width, **text))
     config = HeadConfig.from_plain(plain["multires"])
     model.multires = build_head(config, backbone)
     names = [(f"class {number}",) for number in range(CLASSES)]
     loss, optim = MaskLossConfig(**plain["mask_loss"]), OptimConfig.from_plain(plain["optim"])
-    module = MaskModule(model, names, loss, optim, WHOLE_336, "concept", 0)
-    module.words = torch.nn.functional.normalize(torch.randn(CLASSES, backbone.width), dim=-1)
-    batch: MaskBatch = module.rehearsal_batch(1, config.scale * config.window)
+    module = MaskModule(model, names, loss, optim, WHOLE_336, "concept", 0).to(best_device())
+    module.words = torch.nn.functional.normalize(torch.randn(CLASSES, backbone.width), dim=-1).to(module.device)
+    batch: MaskBatch = module.rehearsal_batch(crops, config.scale * config.window)
 
-    return measure_cost(model, module.head, lambda: torch.stack(list(module.losses(batch).values())).sum())
+    def loss_of_step() -> torch.Tensor:
+        with torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return torch.stack(list(module.losses(batch).values())).sum()
+
+    with matmul_precision(precision):
+        return measure_cost(model, module.head, loss_of_step)

@@ -1,9 +1,13 @@
-"""Peak memory of an action, in a process of its own (Linux)."""
+"""Peak memory of an action, in a process of its own: of the accelerator, or without one of the host (Linux)."""
 
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from simzss.precision import best_device
 
 
 def apart(action: Callable[..., Any], *arguments: Any) -> Any:
@@ -16,12 +20,21 @@ class Peak:
     """Peak of what this process holds, above what it held when this was made."""
 
     def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
-        self.before = _status("VmRSS")
+        self.device = best_device()
+        if self.device.type == "cpu":
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+            self.before = 1024 * _status("VmRSS")
+        else:
+            memory = torch.get_device_module(self.device)
+            memory.reset_peak_memory_stats(self.device)
+            self.before = memory.memory_allocated(self.device)
 
     def megabytes(self) -> float:
         """So far."""
-        return max(_status("VmHWM") - self.before, 1) / 1024
+        if self.device.type == "cpu":
+            return max(1024 * _status("VmHWM") - self.before, 1) / 2**20
+        memory = torch.get_device_module(self.device)
+        return float(memory.max_memory_allocated(self.device) - self.before) / 2**20
 
 
 def _status(key: str) -> int:

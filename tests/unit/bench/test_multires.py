@@ -12,7 +12,7 @@ def test_cost_of_a_step_is_that_of_the_experiment():
     for width in (16, 32):
         plain = to_plain(compose("train_masks", ["experiment=mrovseg", *small, f"multires.width={width}"]))
         backbone = make_backbone(features="self")
-        cost = costs[width] = step_cost(plain, backbone)
+        cost = costs[width] = step_cost(plain, backbone, 1, "32-true")
         head = build_head(HeadConfig.from_plain(plain["multires"]), backbone)
         assert cost.trainable == sum(parameter.numel() for parameter in head.parameters())
         assert cost.fixed >= 12 * cost.trainable + 4 * sum(p.numel() for p in backbone.parameters())
