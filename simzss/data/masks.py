@@ -1,7 +1,7 @@
 """Training on masks: crops of photos with their labels, from any segmentation folder."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from simzss.data.benchmark import IGNORE, Benchmark
@@ -203,6 +203,8 @@ class MaskData(pl.LightningDataModule):
         self.size = size
         self.config = config
         self.seed = seed
+        self._order = _Order(len(masks.benchmark), config.batch_size, seed)
+        self._loader: DataLoader[Any] | None = None
 
     @property
     def local_batch_size(self) -> int:
@@ -215,27 +217,22 @@ class MaskData(pl.LightningDataModule):
             raise InputError(f"masks.batch_size={self.config.batch_size} does not divide by {world_size()} processes")
         return self.config.batch_size // world_size()
 
-    def order(self, epoch: int) -> list[tuple[int, int]]:
-        """(place in the epoch, photo) of this rank's crops, batch after batch: global batches do not depend on the
-        number of ranks."""  # fmt: skip
-        generator = torch.Generator().manual_seed(_seed(self.seed, epoch, 0))
-        photos = torch.randperm(len(self.masks.benchmark), generator=generator).tolist()
-        steps = math.ceil(len(photos) / self.config.batch_size)
-        places = range(rank(), steps * self.config.batch_size, world_size())
-        return [(place, photos[place % len(photos)]) for place in places]
-
     def train_dataloader(self) -> DataLoader[Any]:
-        """Loader of one epoch; Lightning asks anew each epoch."""
+        """Loader of one epoch; Lightning asks anew each epoch. Its workers stay."""
         assert self.trainer is not None
-        epoch = self.trainer.current_epoch
-        return DataLoader(
-            _Crops(self, epoch),
-            batch_size=self.local_batch_size,
-            collate_fn=_collate,
-            num_workers=self.config.num_workers,
-            pin_memory=torch.accelerator.is_available(),
-            generator=torch.Generator(),  # a draw from the global one would tell a resumed run from another
-        )
+        self._order.epoch = self.trainer.current_epoch
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Crops(self.masks, self.size, self.config),
+                sampler=self._order,
+                batch_size=self.local_batch_size,
+                collate_fn=_collate,
+                num_workers=self.config.num_workers,
+                persistent_workers=self.config.num_workers > 0,
+                pin_memory=torch.accelerator.is_available(),
+                generator=torch.Generator(),  # a draw from the global one would tell a resumed run from another
+            )
+        return self._loader
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Raise what went wrong in a worker, in its own words."""
@@ -248,19 +245,32 @@ class MaskData(pl.LightningDataModule):
         return MaskBatch(*(part.to(device, non_blocking=True) for part in (batch.images, batch.labels)))
 
 
-class _Crops(Dataset["tuple[Tensor, Tensor] | InputError"]):
-    def __init__(self, data: MaskData, epoch: int) -> None:
-        self.masks, self.size, self.config = data.masks, data.size, data.config
-        self.order = data.order(epoch)
-        self.seeds = [_seed(data.seed, epoch, 1 + place) for place, _ in self.order]
+class _Order(Sampler[tuple[int, int]]):
+    """This rank's crops of an epoch, batch after batch, as (photo, seed): global batches do not depend on the number
+    of ranks."""  # fmt: skip
+
+    def __init__(self, photos: int, batch_size: int, seed: int) -> None:
+        self.photos, self.batch_size, self.seed = photos, batch_size, seed
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.order)
+        return math.ceil(self.photos / self.batch_size) * self.batch_size // world_size()
 
-    def __getitem__(self, index: int) -> "tuple[Tensor, Tensor] | InputError":
-        generator = torch.Generator().manual_seed(self.seeds[index])
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(_seed(self.seed, self.epoch, 0))
+        photos = torch.randperm(self.photos, generator=generator).tolist()
+        for place in range(rank(), len(self) * world_size(), world_size()):
+            yield photos[place % self.photos], _seed(self.seed, self.epoch, 1 + place)
+
+
+class _Crops(Dataset["tuple[Tensor, Tensor] | InputError"]):
+    def __init__(self, masks: TrainingMasks, size: int, config: MasksConfig) -> None:
+        self.masks, self.size, self.config = masks, size, config
+
+    def __getitem__(self, item: tuple[int, int]) -> "tuple[Tensor, Tensor] | InputError":
+        photo, seed = item
         try:
-            return self.masks.crop(self.order[index][1], self.size, self.config, generator)
+            return self.masks.crop(photo, self.size, self.config, torch.Generator().manual_seed(seed))
         except InputError as error:
             return error
 

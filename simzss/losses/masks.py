@@ -53,14 +53,15 @@ def look_up(maps: Tensor, points: Tensor) -> Tensor:
     """Values of maps at points, bilinear between the centres of cells, those beyond the rim as at the rim.
 
     Args:
-        maps: (N, H, W).
+        maps: (N, H, W), or (N, Q, H, W) where Q maps have the same points.
         points: (N, P, 2), across and down, 0..1 over the whole map.
 
     Returns:
-        (N, P).
+        (N, P), or (N, Q, P).
     """
-    found = F.grid_sample(maps[:, None], 2 * points[:, None] - 1, padding_mode="border", align_corners=False)
-    return found[:, 0, 0]
+    several = maps if maps.ndim == 4 else maps[:, None]
+    found = F.grid_sample(several, 2 * points[:, None] - 1, padding_mode="border", align_corners=False)[:, :, 0]
+    return found if maps.ndim == 4 else found[:, 0]
 
 
 def labels_at(labels: Tensor, rows: Tensor, points: Tensor) -> Tensor:
@@ -74,34 +75,35 @@ def labels_at(labels: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     Returns:
         (N, P).
     """
-    size = torch.tensor([labels.shape[2], labels.shape[1]], device=points.device)
-    across, down = (points * size).long().minimum(size - 1).unbind(dim=2)
+    height, width = labels.shape[1:]
+    across, down = points.unbind(dim=2)
+    across, down = (across * width).long().clamp(max=width - 1), (down * height).long().clamp(max=height - 1)
     return labels[rows[:, None], down, across]
 
 
 def assignment_cost(
     logits: Tensor, masks: Tensor, classes: Tensor, targets: Tensor, counted: Tensor, config: MaskLossConfig
 ) -> Tensor:
-    """What it would cost to let each query explain each object of one image.
+    """What it would cost to let each query explain each object of the same image.
 
     Args:
-        logits: (Q, K + 1) of classes, the last of "no object".
-        masks: (Q, P) logits at points.
-        classes: (M) of the objects.
-        targets: (M, P), 1 where the object is.
-        counted: (P), 1 where the point counts.
+        logits: (..., Q, K + 1) of classes, the last of "no object"; `...` are images, or nothing for one.
+        masks: (..., Q, P) logits at points.
+        classes: (..., M) of the objects.
+        targets: (..., M, P), 1 where the object is.
+        counted: (..., P), 1 where the point counts.
         config: weights.
 
     Returns:
-        (Q, M) float32: minus the class's probability, binary cross-entropy over the points that count, and dice.
+        (..., Q, M) float32: minus the class's probability, binary cross-entropy over the points that count, and dice.
     """
-    masks, targets, counted = masks.float(), targets.float(), counted.float()
-    number = counted.sum().clamp(min=1)
+    masks, targets, counted = masks.float(), targets.float(), counted.float()[..., None, :]
+    number = counted.sum(dim=-1, keepdim=True).clamp(min=1)
     inside, outside = targets * counted, (1 - targets) * counted
-    bce = (F.softplus(-masks) @ inside.T + F.softplus(masks) @ outside.T) / number
+    bce = (F.softplus(-masks) @ inside.mT + F.softplus(masks) @ outside.mT) / number
     chance = masks.sigmoid() * counted
-    dice = 1 - (2 * chance @ targets.T + 1) / (chance.sum(dim=1)[:, None] + inside.sum(dim=1)[None] + 1)
-    known = -logits.float().softmax(dim=1)[:, classes]
+    dice = 1 - (2 * chance @ targets.mT + 1) / (chance.sum(dim=-1)[..., None] + inside.sum(dim=-1)[..., None, :] + 1)
+    known = -logits.float().softmax(dim=-1).gather(-1, classes[..., None, :].expand(bce.shape))
     return config.class_weight * known + config.bce_weight * bce + config.dice_weight * dice
 
 
@@ -132,7 +134,7 @@ def mask_losses(masks: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor
         + 1); zero, with a gradient of zero, without a mask.
     """
     masks, targets, counted = masks.float(), targets.float(), counted.float()
-    number = _shared(torch.tensor(float(len(masks)), device=masks.device))
+    number = _shared(torch.full((), float(len(masks)), device=masks.device))
     each = F.binary_cross_entropy_with_logits(masks, targets, reduction="none") * counted
     bce = (each.sum(dim=1) / counted.sum(dim=1).clamp(min=1)).sum() / number
     chance, inside = masks.sigmoid() * counted, targets * counted
@@ -165,7 +167,18 @@ def _shared(number: Tensor) -> Tensor:
     return (total(number) / world_size()).clamp(min=1e-6)
 
 
-def objects_of(labels: Tensor, ignore: int, none: int) -> Tensor:
-    """(M) the classes that occur in labels (H, W), without those two values, in order."""
-    found = labels.unique()
-    return found[(found != ignore) & (found != none)].long()
+def objects_of(labels: Tensor, ignore: int, none: int) -> list[Tensor]:
+    """The classes that occur in each image.
+
+    Args:
+        labels: (B, H, W), 0 to 255.
+        ignore: value that is no class.
+        none: another.
+
+    Returns:
+        (M) for each image, in order, on the CPU: a device is waited for once.
+    """
+    there = torch.zeros(len(labels), 256, dtype=torch.bool, device=labels.device)
+    there.scatter_(1, labels.flatten(1).long(), True)
+    there[:, ignore] = there[:, none] = False
+    return [found.nonzero()[:, 0] for found in there.cpu()]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from simzss.data.benchmark import IGNORE
 from simzss.data.masks import MaskBatch, MaskData
@@ -64,7 +65,7 @@ class MaskModule(Learner):
         self.protocol = protocol
         self._readout = readout
         self.words: Tensor | None = None
-        self.empty = 0  # crops so far that showed none of the classes
+        self.empty = torch.tensor(0)  # crops so far that showed none of the classes, on the device
 
     def training_step(self, batch: MaskBatch, batch_idx: int) -> Tensor:
         """One step on this rank's B crops with their labels."""
@@ -76,44 +77,44 @@ class MaskModule(Learner):
 
     def losses(self, batch: MaskBatch) -> dict[str, Tensor]:
         """Weighted parts of the loss, each over all rounds of the queries."""
-        # The whole image and its windows, in one forward of the frozen backbone ...
+        # What is to be found ...
+        labels = batch.labels.long()
+        objects = objects_of(labels, IGNORE, len(self.class_groups))
+
+        # ... the whole image and its windows, in one forward of the frozen backbone ...
         levels = self.head.look(self.model.backbone, self.model.feature_norm.patches, batch.images)
 
         # ... what the queries say of them, before the first round and after each ...
         rounds = self.head(levels)
 
-        # ... and how far it is from the objects that are there: deep supervision of every round.
+        # ... and how far it is from what is there: deep supervision of every round.
         with torch.autocast(self.device.type, enabled=False):
-            labels = batch.labels.long()
-            objects = [objects_of(own, IGNORE, len(self.class_groups)) for own in labels]
-            found = [self._round_losses(said, labels, objects) for said in rounds]
+            assert self.words is not None
+            logits = [self.head.class_logits(said.vectors, self.words) for said in rounds]  # (B, Q, K + 1) each
+            pairs = self._assignments(rounds, logits, labels, objects)
+            found = [self._round_losses(*each, labels) for each in zip(rounds, logits, pairs, strict=True)]
         return {name: torch.stack([part[name] for part in found]).sum() for name in found[0]}
 
-    def _round_losses(self, said: Round, labels: Tensor, objects: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _round_losses(self, said: Round, logits: Tensor, pairs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses of one round.
 
         Args:
             said: by the queries.
+            logits: (B, Q, K + 1) of their classes.
+            pairs: (3, N), for each object that a query explains image, query and class.
             labels: (B, S, S).
-            objects: for each image the M classes that occur.
         """
-        assert self.words is not None
-        logits = self.head.class_logits(said.vectors, self.words)  # (B, Q, K + 1)
-        pairs = self._assignment(said, logits, labels, objects)
+        images, queries, classes = pairs
 
         # Each query is told the class of its object, or that it has none.
-        targets = torch.full(logits.shape[:2], logits.shape[2] - 1, device=labels.device)
-        for row, (query, item) in enumerate(pairs):
-            targets[row, query] = objects[row][item]
+        none = torch.full(logits.shape[:2], logits.shape[2] - 1, device=labels.device)
         counted = (labels != IGNORE).flatten(1).any(dim=1)
-        named = class_loss(logits, targets, counted, self.loss.no_object)
+        named = class_loss(logits, none.index_put((images, queries), classes), counted, self.loss.no_object)
 
         # Masks that have an object are compared with it, mostly where they are uncertain.
-        masks = torch.cat([said.masks[row, query] for row, (query, _) in enumerate(pairs)])  # (N, H, W)
+        masks = said.masks[images, queries]  # (N, H, W)
         points = uncertain_points(masks.detach(), self.loss)  # (N, P, 2)
-        owners = torch.cat([torch.full_like(query, row) for row, (query, _) in enumerate(pairs)])  # (N)
-        at = labels_at(labels, owners, points)  # (N, P)
-        classes = torch.cat([objects[row][item] for row, (_, item) in enumerate(pairs)])
+        at = labels_at(labels, images, points)  # (N, P)
         bce, dice = mask_losses(look_up(masks, points), at == classes[:, None], at != IGNORE)
         weights = self.loss
         return {
@@ -123,18 +124,21 @@ class MaskModule(Learner):
         }
 
     @torch.no_grad()
-    def _assignment(
-        self, said: Round, logits: Tensor, labels: Tensor, objects: Sequence[Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each image which queries explain which of its objects."""
-        points = torch.rand(len(labels), self.loss.points, 2, device=labels.device)
-        at = labels_at(labels, torch.arange(len(labels), device=labels.device), points)  # (B, P)
+    def _assignments(
+        self, rounds: Sequence[Round], logits: Sequence[Tensor], labels: Tensor, objects: Sequence[Tensor]
+    ) -> Tensor:
+        """Which queries explain which objects, in each round: (R, 3, N) of images, queries and classes."""
+        classes = pad_sequence(list(objects), batch_first=True).to(labels.device)  # (B, M)
+        every = torch.arange(len(labels), device=labels.device)
         costs = []
-        for row, classes in enumerate(objects):
-            masks = look_up(said.masks[row], points[row].expand(said.masks.shape[1], -1, -1))  # (Q, P)
-            inside = at[row] == classes[:, None]
-            costs.append(assignment_cost(logits[row], masks, classes, inside, at[row] != IGNORE, self.loss))
-        return match(costs)
+        for said, own in zip(rounds, logits, strict=True):
+            points = torch.rand(len(labels), self.loss.points, 2, device=labels.device)
+            at = labels_at(labels, every, points)  # (B, P)
+            inside = at[:, None] == classes[:, :, None]  # (B, M, P)
+            masks = look_up(said.masks, points)  # (B, Q, P)
+            costs.append(assignment_cost(own, masks, classes, inside, at != IGNORE, self.loss))
+        waited = torch.stack(costs).cpu()  # (R, B, Q, M): the device is waited for once for all rounds
+        return torch.stack([_pairs(own, objects) for own in waited]).to(labels.device)
 
     @property
     def head(self) -> MultiResHead:
@@ -183,14 +187,22 @@ class MaskModule(Learner):
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=world_size() > 1)
         named = {f"train/loss_{name}": value for name, value in parts.items()}
         self.log_dict(named, batch_size=size, sync_dist=world_size() > 1)
-        empty = int((batch.labels >= len(self.class_groups)).flatten(1).all(dim=1).sum())
-        self.empty += empty
+        empty = (batch.labels >= len(self.class_groups)).flatten(1).all(dim=1).sum()
+        self.empty = self.empty.to(empty.device) + empty
         sums = {"sync_dist": world_size() > 1, "reduce_fx": "sum"}
-        self.log("train/empty_crops", float(empty), batch_size=size, **sums)  # type: ignore[arg-type]
+        self.log("train/empty_crops", empty.float(), batch_size=size, **sums)  # type: ignore[arg-type]
         self.log_rate(size)
 
     def on_fit_end(self) -> None:
         """Say how many crops taught nothing but where objects are not."""
-        empty = int(total(torch.tensor(float(self.empty), device=self.device)))
+        empty = int(total(self.empty.to(self.device, torch.float)))
         if empty and rank() == 0:
             log.info("%d crops showed none of the classes", empty)
+
+
+def _pairs(costs: Tensor, objects: Sequence[Tensor]) -> Tensor:
+    """(3, N) images, queries and classes of the cheapest assignments by costs (B, Q, M)."""
+    found = match([cost[:, : len(own)] for cost, own in zip(costs, objects, strict=True)])
+    images = torch.cat([torch.full_like(queries, row) for row, (queries, _) in enumerate(found)])
+    classes = torch.cat([own[items] for own, (_, items) in zip(objects, found, strict=True)])
+    return torch.stack([images, torch.cat([queries for queries, _ in found]), classes])

@@ -208,7 +208,9 @@ def _quiet_libraries() -> None:
         ".*srun.*",
         ".*IterableDataset.*__len__.*",  # no two workers deliver the same batch
         ".*treespec.*",  # Lightning's own use of an old torch name
+        ".*smaller than the logging interval.*",  # which goes over the ends of epochs
     )
     for text in expected:
         warnings.filterwarnings("ignore", text)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for chatty in ("utilities.rank_zero", "accelerators.cuda"):
+        logging.getLogger(f"pytorch_lightning.{chatty}").setLevel(logging.WARNING)

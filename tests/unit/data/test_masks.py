@@ -285,9 +285,10 @@ def test_same_seed_and_epoch_give_the_same_crops(plain):
     assert len({crop for batches in kinds for crop in crops_of(batches)}) == 48
 
 
-def test_one_epoch_after_another(plain):
-    """The loader is asked for anew, and sees the epoch that its trainer is in."""
-    data = make_data(plain)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_one_epoch_after_another(plain, num_workers):
+    """The loader is asked for anew, and sees the epoch that its trainer is in, as do workers that stay."""
+    data = make_data(plain, num_workers=num_workers)
     first = crops_of(list(data.train_dataloader()))
     data.trainer.current_epoch = 1
     assert crops_of(list(data.train_dataloader())) == crops_of(epoch_of(plain, epoch=1)) != first

@@ -116,6 +116,15 @@ def test_look_up_is_bilinear_between_centres(shape):
         assert float(found[n, p]) == pytest.approx(float(expected), abs=1e-12)
 
 
+def test_several_maps_are_looked_up_in_the_same_points():
+    maps = noise(2, 3, 4, 5)
+    points = torch.rand(2, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = look_up(maps, points)
+    assert found.shape == (2, 3, 6)
+    for query in range(3):
+        close(found[:, query], look_up(maps[:, query], points))
+
+
 def test_gradient_of_look_up():
     points = torch.rand(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert torch.autograd.gradcheck(lambda maps: look_up(maps, points), noise(2, 3, 4).requires_grad_())
@@ -147,12 +156,11 @@ def test_labels_without_a_point():
     assert labels_at(labels, torch.zeros(0, dtype=torch.long), torch.zeros(0, 4, 2)).shape == (0, 4)
 
 
-@pytest.mark.parametrize(
-    ("labels", "expected"), [([[7, 255], [9, 3]], [3, 7]), ([[255, 9], [9, 9]], []), ([[0, 0], [0, 255]], [0])]
-)
-def test_objects_of_an_image(labels, expected):
-    found = objects_of(torch.tensor(labels, dtype=torch.uint8), ignore=255, none=9)
-    assert found.tolist() == expected and found.dtype == torch.int64
+def test_objects_of_images():
+    labels = torch.tensor([[[7, 255], [9, 3]], [[255, 9], [9, 9]], [[0, 0], [0, 255]], [[254, 3], [254, 3]]])
+    found = objects_of(labels.to(torch.uint8), ignore=255, none=9)
+    assert [own.tolist() for own in found] == [[3, 7], [], [0], [3, 254]]
+    assert {own.dtype for own in found} == {torch.int64}
 
 
 @pytest.mark.parametrize("share", [0.6, 1.0, 0.0])
@@ -170,6 +178,17 @@ def test_cost_of_an_assignment(share, part):
         expected = weights.bce_weight * bce_of(*points) + weights.dice_weight * dice_of(*points)
         expected -= weights.class_weight * chances(logits[q].tolist())[int(classes[m])]
         assert float(found[q, m]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_costs_of_several_images():
+    """Each as by itself; beside a class that only fills a row."""
+    logits, masks = noise(3, QUERIES, CLASSES + 1), noise(3, QUERIES, POINTS, seed=1)
+    classes, targets, counted = torch.tensor([[2, 0], [1, 3], [4, 0]]), drawn(3, 2, POINTS), drawn(3, POINTS, seed=1)
+    found = assignment_cost(logits, masks, classes, targets, counted, config())
+    for row in range(3):
+        alone = assignment_cost(logits[row], masks[row], classes[row], targets[row], counted[row], config())
+        torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=1e-6)
+    assert assignment_cost(logits, masks, classes[:, :0], targets[:, :0], counted, config()).shape == (3, QUERIES, 0)
 
 
 def test_cost_without_an_object():

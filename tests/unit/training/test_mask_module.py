@@ -157,13 +157,14 @@ def probabilities_of(vectors: np.ndarray, words: np.ndarray, none: np.ndarray, s
 
 
 def loss_by_loops(module: Loose, rounds: list[Round], labels: np.ndarray, draws: Iterator[np.ndarray]) -> dict:
-    """The parts of the loss over all rounds, from what the head said and the random points in the order drawn."""
+    """The parts of the loss over all rounds, from what the head said and the random points in the order drawn: first
+    those of all rounds' assignments."""  # fmt: skip
     head, words = module.model.multires, module.words.double().numpy()
     none = head.no_object.detach().double().numpy()
     scale = min(math.exp(float(head.logit_scale.detach())), 100.0)
     parts = {"class": 0.0, "bce": 0.0, "dice": 0.0}
-    for said in rounds:
-        points, pairs, found = next(draws), [], []
+    for said, points in zip(rounds, [next(draws) for _ in rounds], strict=True):
+        pairs, found = [], []
         masks = said.masks.detach().double().numpy()
         for row, own in enumerate(labels):
             chances = probabilities_of(said.vectors[row].detach().double().numpy(), words, none, scale)
