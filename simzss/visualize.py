@@ -104,12 +104,14 @@ def overlay(
     class_names: Sequence[str],
     *,
     ignore_index: int = 255,
+    background: int | None = None,
     alpha: float = 0.55,
     legend: bool = True,
 ) -> Image.Image:
     """Draw a segmentation over its photo.
 
-    A labelled pixel becomes `(1 - alpha) * photo + alpha * colour`; ignored pixels keep the photo. Thin white lines
+    A labelled pixel becomes `(1 - alpha) * photo + alpha * colour`; ignored pixels and the background, whose colour
+    would hide most of many photos, keep the photo. Thin white lines
     separate the regions. The legend below lists the classes that are present, the largest first, with their share of
     the whole picture (ignored pixels count as picture, so shares may add up to less than 100 %). A photo narrower than
     320 px is enlarged by a whole factor so that the legend stays legible.
@@ -119,6 +121,7 @@ def overlay(
         mask: (H, W) integers, class indices or `ignore_index`.
         class_names: K names; index i of the mask is `class_names[i]`.
         ignore_index: mask value of unlabelled pixels. It wins over a class of the same index.
+        background: class that is drawn as the photo itself; the legend shows it, with an empty swatch.
         alpha: weight of the class colour, 0 (photo only) to 1 (colour only).
         legend: whether to add the legend strip.
 
@@ -135,12 +138,14 @@ def overlay(
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     photo, mask = _enlarged(image.convert("RGB"), mask)
     colours = palette(len(class_names))
-    drawn = Image.fromarray(_blended(np.asarray(photo), mask, colours, ignore_index, alpha))
+    bare = (mask == ignore_index) | (mask == background) if background is not None else mask == ignore_index
+    drawn = Image.fromarray(_blended(np.asarray(photo), mask, colours, bare, alpha))
     if not legend or len(labels) == 0:
         return drawn
     total = image.width * image.height
     ranked = sorted(zip(labels.tolist(), counts.tolist(), strict=True), key=lambda item: (-item[1], item[0]))
-    strip = _legend(drawn.width, [(index, class_names[index], count / total) for index, count in ranked], colours)
+    entries = [(index, class_names[index], count / total) for index, count in ranked]
+    strip = _legend(drawn.width, entries, colours, background)
     return _stacked(drawn, strip)
 
 
@@ -236,9 +241,9 @@ def _enlarged(photo: Image.Image, mask: np.ndarray) -> tuple[Image.Image, np.nda
     return photo, mask.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _blended(photo: np.ndarray, mask: np.ndarray, colours: np.ndarray, ignore_index: int, alpha: float) -> np.ndarray:
-    """Blend class colours and contour lines into the photo: (H, W, 3) uint8 in and out."""
-    labelled = mask != ignore_index
+def _blended(photo: np.ndarray, mask: np.ndarray, colours: np.ndarray, bare: np.ndarray, alpha: float) -> np.ndarray:
+    """Blend class colours, but where pixels are bare (H, W), and contour lines into the photo (H, W, 3) uint8."""
+    labelled = ~bare
     result = photo.astype(np.float64)
     result[labelled] = (1.0 - alpha) * result[labelled] + alpha * colours[mask[labelled].astype(np.intp)]
     edges = _contours(mask)
@@ -256,7 +261,9 @@ def _contours(mask: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _legend(width: int, entries: Sequence[tuple[int, str, float]], colours: np.ndarray) -> Image.Image:
+def _legend(
+    width: int, entries: Sequence[tuple[int, str, float]], colours: np.ndarray, background: int | None
+) -> Image.Image:
     """Draw (index, name, share) entries as a strip of aligned columns, in reading order."""
     size = _font_size(width)
     font = _font(size)
@@ -279,7 +286,8 @@ def _legend(width: int, entries: Sequence[tuple[int, str, float]], colours: np.n
         left, middle = pad + (i % columns) * pitch, pad // 2 + (i // columns) * line + line // 2
         red, green, blue = (int(channel) for channel in colours[index])
         box = (left, middle - swatch // 2, left + swatch - 1, middle - swatch // 2 + swatch - 1)
-        draw.rounded_rectangle(box, radius=max(2, swatch // 5), fill=(red, green, blue))
+        fill, outline = (_PAPER, _MUTED) if index == background else ((red, green, blue), None)
+        draw.rounded_rectangle(box, radius=max(2, swatch // 5), fill=fill, outline=outline)
         draw.text((left + swatch + gap, middle), name, fill=_INK, font=font, anchor="lm")
         after = left + swatch + 2 * gap + _text_width(name, font)
         draw.text((after, middle), share, fill=_MUTED, font=font, anchor="lm")

@@ -45,11 +45,10 @@ def _draw(segmenter: Segmenter, benchmark: Benchmark, name: str, miou: float | N
     example = benchmark[benchmark.names.index(name)]
     prediction = segmenter.predict(example.image)
     names = prediction.class_names
-    drawings = [
-        example.image,
-        overlay(example.image, example.mask.numpy(), names),
-        overlay(example.image, prediction.mask.numpy(), names),
+    drawn = [
+        overlay(example.image, mask.numpy(), names, background=segmenter.background_index)
+        for mask in (example.mask, prediction.mask)
     ]
     caption = "no pixel counts" if miou is None else f"mIoU {miou:.0f} over the classes in this photo"
-    picture = side_by_side(drawings, ["photo", "truth", "prediction"])
+    picture = side_by_side([example.image, *drawn], ["photo", "truth", "prediction"])
     return Overlay(benchmark.config.name, example.name, picture, caption)

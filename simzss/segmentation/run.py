@@ -44,7 +44,8 @@ def segment_files(config: DictConfig, images: list[Path]) -> Iterator[Path]:
         # What was read before a broken file is still worth its mask.
         for path, photo, prediction in zip(chunk, photos, segmenter.predict_batch(photos), strict=False):
             drawn = output / f"{path.stem}_overlay.png"
-            overlay(photo, prediction.mask.numpy(), prediction.class_names).save(drawn)
+            names, background = prediction.class_names, segmenter.background_index
+            overlay(photo, prediction.mask.numpy(), names, background=background).save(drawn)
             yield drawn
             indices = output / f"{path.stem}_mask.png"
             index_mask(prediction.mask.numpy(), num_classes=len(prediction.class_names)).save(indices)

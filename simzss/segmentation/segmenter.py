@@ -205,6 +205,11 @@ class Segmenter:
         """Names by index of the mask."""
         return self._classifier().names
 
+    @property
+    def background_index(self) -> int | None:
+        """Index of the background in the mask; None without one."""
+        return 0 if self._classifier().background.present else None
+
     def predict(self, image: Image.Image | np.ndarray) -> Prediction:
         """Segment one photo: PIL image or (H, W, 3) uint8 array."""
         return self.predict_batch([image])[0]

@@ -109,9 +109,24 @@ def test_overlay_takes_the_ignore_index_from_the_caller():
     np.testing.assert_array_equal(np.asarray(drawn), np.asarray(photo))  # nothing is labelled: no legend either
 
 
+def test_overlay_draws_the_background_as_the_photo():
+    """And lists it, without its colour; a class of the same index as the pixels that do not count is none."""
+    photo, mask = _photo(), _halves()  # cat on the left, tree on the right
+    drawn = overlay(photo, mask, NAMES, background=3)
+    pixels, plain = np.asarray(drawn), np.asarray(overlay(photo, mask, NAMES, legend=False))
+    np.testing.assert_array_equal(pixels[:300, 101:], np.asarray(photo)[:, 101:])
+    np.testing.assert_array_equal(pixels[:300, :100], plain[:, :100])
+    strip = drawn.crop((0, 300, 400, drawn.height))
+    assert strip.size == overlay(photo, mask, NAMES).crop((0, 300, 400, drawn.height)).size
+    assert [_holds(strip, colour) for colour in palette(len(NAMES))] == [False, True, False, False, False]
+    np.testing.assert_array_equal(
+        overlay(photo, mask, NAMES, ignore_index=3, background=3), overlay(photo, mask, NAMES, ignore_index=3)
+    )
+
+
 def test_legend_lists_the_classes_present_and_no_other(monkeypatch):
     listed = []
-    monkeypatch.setattr(visualize, "_legend", lambda width, entries, colours: listed.extend(entries) or _photo(width))
+    monkeypatch.setattr(visualize, "_legend", lambda width, entries, *_: listed.extend(entries) or _photo(width))
     mask = _halves()
     mask[:30, 200:] = 255
     overlay(_photo(), mask, NAMES)
