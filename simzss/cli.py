@@ -65,6 +65,7 @@ def dispatch(arguments: list[str]) -> None:
 
 def _train(overrides: list[str]) -> None:
     from simzss.config import compose, root_of
+    from simzss.distributed import leave
 
     root = root_of("train", overrides)
     config = compose(root, overrides)
@@ -78,6 +79,7 @@ def _train(overrides: list[str]) -> None:
         folder = train_masks(config)
     if _speaks():
         print(f"model: {folder}")
+    leave()
 
 
 def _cache(overrides: list[str]) -> None:

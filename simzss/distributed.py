@@ -108,6 +108,13 @@ def naming_lost_processes() -> Iterator[None]:
         raise
 
 
+def leave() -> None:
+    """Part from the other processes, where there are any, at the end of a run: threads of gloo that outlive the program
+    abort it."""  # fmt: skip
+    if world_size() > 1:
+        dist.destroy_process_group()
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
 
 from simzss import config as conf
@@ -94,10 +93,6 @@ def train(config: DictConfig) -> Path:
             callback.load()
         if trainer.is_global_zero:  # known to the trainer before the processes have found each other
             conf.save(config, output / "config.yaml")
-    if precision == "bf16-mixed":
-        # What stays in float32 are products of the losses: a GPU may round their factors to 11 bits, 8 times as many
-        # steps as bfloat16 has.
-        torch.set_float32_matmul_precision("high")
     if plain["trainer"]["compile"]:
         module.model.text_encoder.compile_body()
     with naming_lost_processes():

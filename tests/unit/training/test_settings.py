@@ -8,6 +8,7 @@ import torch
 from simzss.config import compose, to_plain
 from simzss.training.module import SimZSSModule
 from simzss.training.run import check_settings
+from simzss.training.trainer import start_trainer
 from tests.support.models import refused
 
 
@@ -94,3 +95,16 @@ def test_every_seed_seeds_every_epoch():
             SimZSSModule.on_train_epoch_start(SimpleNamespace(seed=seed, current_epoch=epoch))
             drawn.add(torch.rand(()).item())
     assert len(drawn) == 9
+
+
+@pytest.mark.parametrize(("precision", "products"), [("bf16-mixed", "high"), ("32-true", "highest")])
+@pytest.mark.parametrize(("root", "more"), [("train", "data.shards=x"), ("train_masks", "experiment=mrovseg_cpu")])
+def test_float32_products_of_a_run_in_mixed_precision(root, more, precision, products, tmp_path):
+    wanted = [more, f"trainer.precision={precision}", "trainer.accelerator=cpu", f"output_dir={tmp_path}"]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        start_trainer(to_plain(compose(root, wanted)))
+        assert torch.get_float32_matmul_precision() == products
+    finally:
+        torch.set_float32_matmul_precision(before)
