@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import data_prep.clip as program
-from data_prep.clip import OPEN_CLIP_CONFIG, OPEN_CLIP_FILE, ClipSettings, make_folder, read_text_tower
+from data_prep.clip import ClipSettings, make_folder
+from data_prep.clip_text import OPEN_CLIP_CONFIG, OPEN_CLIP_FILE, read_text_tower
 from simzss.cli import dispatch
 from simzss.config import compose
 from simzss.evaluation.run import run_evaluation
