@@ -114,5 +114,5 @@ def test_no_concept_gives_zero_loss_with_a_gradient():
     pooled = similarity_pool(prototypes[none], torch.empty(2, 6, 8), none, none, 0, 0.1)
     loss = concept_loss(pooled, prototypes, present, none, 0.07, "concept")
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert sums.grad is not None and torch.isfinite(sums.grad).all()
