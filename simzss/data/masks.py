@@ -234,6 +234,10 @@ class MaskData(pl.LightningDataModule):
             )
         return self._loader
 
+    def teardown(self, stage: str) -> None:
+        """Let the workers go."""
+        self._loader = None
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Raise what went wrong in a worker, in its own words."""
         if isinstance(batch, InputError):

@@ -359,6 +359,7 @@ def test_error_of_a_worker_arrives_in_its_own_words(tmp_path, num_workers, wrong
     (batch,) = data.train_dataloader()
     parts = {"label": ("label 33", "20 classes of voc20"), "photo": ("cannot be read",), "size": ("(7, 8)", "(8, 8)")}
     refused(lambda: data.on_before_batch_transfer(batch, 0), str(path), *parts[wrong])
+    data.teardown("fit")  # workers that end with other garbage take five seconds
 
 
 @pytest.mark.parametrize(
