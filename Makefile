@@ -5,8 +5,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
-# Beside other tests a process of torchrun's may abort as it ends.
-ALONE := tests/integration/test_two_nodes.py
 
 .PHONY: help setup demo test real-test rehearsal kills bench bench-gpu lint clean
 
@@ -31,8 +29,7 @@ demo: $(VENV)/.ready  ## render scenes, train on their captions, segment held-ou
 	@echo "report: $(DEMO)/report.html"
 
 test: $(VENV)/.ready lint  ## lint, types and all tests that need no downloaded data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" --numprocesses auto --maxprocesses 8 --dist loadfile --ignore $(ALONE)
-	$(BIN)/python -m pytest -m "not real" $(ALONE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 real-test: $(VENV)/.ready  ## tests on real photos and weights: SIMZSS_DATA=… SIMZSS_WEIGHTS=… make real-test
 	$(BIN)/python -m pytest -m real
