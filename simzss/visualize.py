@@ -138,7 +138,9 @@ def overlay(
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     photo, mask = _enlarged(image.convert("RGB"), mask)
     colours = palette(len(class_names))
-    bare = (mask == ignore_index) | (mask == background) if background is not None else mask == ignore_index
+    bare = mask == ignore_index
+    if background is not None:
+        bare |= mask == background
     drawn = Image.fromarray(_blended(np.asarray(photo), mask, colours, bare, alpha))
     if not legend or len(labels) == 0:
         return drawn

@@ -202,7 +202,6 @@ class MaskData(pl.LightningDataModule):
         self.masks = masks
         self.size = size
         self.config = config
-        self.seed = seed
         self._order = _Order(len(masks.benchmark), config.batch_size, seed)
         self._loader: DataLoader[Any] | None = None
 

@@ -3,7 +3,6 @@
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from simzss.precision import allocator
 
 _GIB = 2**30
 
@@ -60,9 +61,10 @@ def measure_cost(model: nn.Module, learning: nn.Module, loss: Callable[[], Tenso
     """
     parameters = [parameter for parameter in learning.parameters() if parameter.requires_grad]
     device = parameters[0].device
-    with _same_random_numbers(device):
-        if hasattr(_memory(device), "max_memory_allocated"):
-            live, seconds = _allocated(loss, parameters, device)
+    memory = allocator(device)
+    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
+        if memory is not None:
+            live, seconds = _allocated(loss, parameters, memory, device)
         else:
             live, seconds = _counted(loss, parameters)
     everything = list(model.parameters())
@@ -77,19 +79,9 @@ def _step(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
     torch.autograd.grad(loss(), parameters, allow_unused=True)
 
 
-def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    if device.type == "cpu":
-        return torch.random.fork_rng([])
-    return torch.random.fork_rng([device], device_type=device.type)
-
-
-def _memory(device: torch.device) -> Any:
-    """What knows the memory of an accelerator; None for a CPU."""
-    return None if device.type == "cpu" else torch.get_device_module(device)
-
-
-def _allocated(loss: Callable[[], Tensor], parameters: list[nn.Parameter], device: torch.device) -> tuple[int, float]:
-    memory = _memory(device)
+def _allocated(
+    loss: Callable[[], Tensor], parameters: list[nn.Parameter], memory: Any, device: torch.device
+) -> tuple[int, float]:
     _step(loss, parameters)
     memory.synchronize(device)
     memory.reset_peak_memory_stats(device)

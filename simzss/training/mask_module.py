@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -92,10 +93,13 @@ class MaskModule(Learner):
             assert self.words is not None
             logits = [self.head.class_logits(said.vectors, self.words) for said in rounds]  # (B, Q, K + 1) each
             pairs = self._assignments(rounds, logits, labels, objects)
-            found = [self._round_losses(*each, labels) for each in zip(rounds, logits, pairs, strict=True)]
+            counted = (labels != IGNORE).flatten(1).any(dim=1)
+            found = [self._round_losses(*each, labels, counted) for each in zip(rounds, logits, pairs, strict=True)]
         return {name: torch.stack([part[name] for part in found]).sum() for name in found[0]}
 
-    def _round_losses(self, said: Round, logits: Tensor, pairs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _round_losses(
+        self, said: Round, logits: Tensor, pairs: Tensor, labels: Tensor, counted: Tensor
+    ) -> dict[str, Tensor]:
         """Losses of one round.
 
         Args:
@@ -103,12 +107,12 @@ class MaskModule(Learner):
             logits: (B, Q, K + 1) of their classes.
             pairs: (3, N), for each object that a query explains image, query and class.
             labels: (B, S, S).
+            counted: (B) bool, images of which any pixel counts.
         """
         images, queries, classes = pairs
 
         # Each query is told the class of its object, or that it has none.
         none = torch.full(logits.shape[:2], logits.shape[2] - 1, device=labels.device)
-        counted = (labels != IGNORE).flatten(1).any(dim=1)
         named = class_loss(logits, none.index_put((images, queries), classes), counted, self.loss.no_object)
 
         # Masks that have an object are compared with it, mostly where they are uncertain.
@@ -166,7 +170,7 @@ class MaskModule(Learner):
         assert isinstance(data, MaskData)
         batch = self.rehearsal_batch(data.local_batch_size, data.size)
         precision = self.trainer.precision_plugin.forward_context
-        cost = measure_cost(self.model, self.head, lambda: self._rehearse(batch, precision))
+        cost = measure_cost(self.model, self.head, lambda: self.rehearse(batch, precision()))
         if rank() == 0:
             log.info("%s", cost.summary(len(batch.images) * world_size(), world_size()))
 
@@ -178,8 +182,9 @@ class MaskModule(Learner):
         labels[:, size // 2 :] = min(1, len(self.class_groups) - 1)
         return MaskBatch(images.to(self.device), labels.to(self.device))
 
-    def _rehearse(self, batch: MaskBatch, precision: Any) -> Tensor:
-        with precision():
+    def rehearse(self, batch: MaskBatch, precision: AbstractContextManager[Any]) -> Tensor:
+        """The loss of a step outside of a run, in this arithmetic."""
+        with precision:
             return torch.stack(list(self.losses(batch).values())).sum()
 
     def _log(self, loss: Tensor, parts: dict[str, Tensor], batch: MaskBatch) -> None:

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simzss.errors import InputError, nearest
-from simzss.precision import best_device, resolve_precision
+from simzss.precision import allow_rounded_products, best_device, resolve_precision
 from simzss.training.cluster import EndBySigterm, choose_strategy, meet, started_by
 from simzss.training.logger import ProgressBar, ResumableCSVLogger
 from simzss.training.validation import ZeroShotValidation
@@ -93,10 +93,7 @@ def start_trainer(plain: Mapping[str, Any]) -> tuple[pl.Trainer, str, list[ZeroS
     """
     _quiet_libraries()
     precision = resolve_precision(plain["trainer"]["precision"], _target_device(plain["trainer"]["accelerator"]))
-    if precision == "bf16-mixed":
-        # What stays in float32 are products of the losses: a GPU may round their factors to 11 bits, 8 times as many
-        # steps as bfloat16 has.
-        torch.set_float32_matmul_precision("high")
+    allow_rounded_products(precision)
     measured = plain["validation"]["benchmark"] is not None
     validation = [ZeroShotValidation(plain["validation"], plain["protocol"], precision)] if measured else []
     trainer = build_trainer(plain["trainer"], Path(plain["output_dir"]), precision, validation)

@@ -27,7 +27,7 @@ from simzss.models.simzss import SimZSS
 from simzss.models.text import build_text_encoder
 from simzss.multires.cost import Cost, measure_cost
 from simzss.multires.head import HeadConfig, build_head
-from simzss.precision import best_device, resolve_precision
+from simzss.precision import allocator, best_device, resolve_precision
 from simzss.segmentation.protocol import WHOLE_336
 from simzss.segmentation.segmenter import Segmenter
 from simzss.training.mask_module import MaskModule
@@ -104,11 +104,12 @@ def full_size() -> str:
     backbone = conf.to_plain(conf.load_choice("backbone", "clip_vitl14")) | {"weights": "random"}
     backbone.pop("feature_norm")
     wanted, device = plain["masks"]["batch_size"], best_device()
-    crops, precision = (1, "32-true") if device.type == "cpu" else (wanted, resolve_precision("auto", device))
+    memory = allocator(device)
+    crops, precision = (1, "32-true") if memory is None else (wanted, resolve_precision("auto", device))
     cost = step_cost(plain, Backbone(**backbone).use_precision(precision), crops, precision)
     facts = f"trainable parameters {cost.trainable / 1e6:.1f} M, frozen {cost.frozen / 1e6:.0f} M"
-    if crops == wanted:
-        peak = torch.get_device_module(device).max_memory_reserved(device) / 2**30
+    if memory is not None:
+        peak = memory.max_memory_reserved(device) / 2**30
         return (
             f"experiment=mrovseg, {precision}: {facts}; {cost.gigabytes():.2f} GiB with {crops} crops a step, at most "
             f"{peak:.2f} GiB held by the allocator; a step took {cost.seconds:.3f} s"
@@ -131,9 +132,6 @@ def step_cost(plain: dict[str, Any], backbone: Backbone, crops: int, precision: 
     module.words = torch.nn.functional.normalize(torch.randn(CLASSES, backbone.width), dim=-1).to(module.device)
     batch: MaskBatch = module.rehearsal_batch(crops, config.scale * config.window)
 
-    def loss_of_step() -> torch.Tensor:
-        with torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            return torch.stack(list(module.losses(batch).values())).sum()
-
+    mixed = torch.autocast(module.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     with matmul_precision(precision):
-        return measure_cost(model, module.head, loss_of_step)
+        return measure_cost(model, module.head, lambda: module.rehearse(batch, mixed))

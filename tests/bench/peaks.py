@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from simzss.precision import best_device
+from simzss.precision import allocator, best_device
 
 
 def apart(action: Callable[..., Any], *arguments: Any) -> Any:
@@ -21,20 +19,19 @@ class Peak:
 
     def __init__(self) -> None:
         self.device = best_device()
-        if self.device.type == "cpu":
+        self.memory = allocator(self.device)
+        if self.memory is None:
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
             self.before = 1024 * _status("VmRSS")
         else:
-            memory = torch.get_device_module(self.device)
-            memory.reset_peak_memory_stats(self.device)
-            self.before = memory.memory_allocated(self.device)
+            self.memory.reset_peak_memory_stats(self.device)
+            self.before = self.memory.memory_allocated(self.device)
 
     def megabytes(self) -> float:
         """So far."""
-        if self.device.type == "cpu":
+        if self.memory is None:
             return max(1024 * _status("VmHWM") - self.before, 1) / 2**20
-        memory = torch.get_device_module(self.device)
-        return float(memory.max_memory_allocated(self.device) - self.before) / 2**20
+        return float(self.memory.max_memory_allocated(self.device) - self.before) / 2**20
 
 
 def _status(key: str) -> int:

@@ -16,7 +16,7 @@ import torch
 from simzss import config as conf
 from simzss.data.datamodule import CaptionData
 from simzss.models.simzss import SimZSS
-from simzss.precision import best_device, resolve_precision
+from simzss.precision import allocator, allow_rounded_products, best_device, resolve_precision
 from simzss.training.module import SimZSSModule
 from simzss.training.run import build_bank, build_data, build_model, build_module, check_settings
 from simzss.training.trainer import build_trainer
@@ -130,9 +130,8 @@ def step_times(
 
 def peak_memory(device: torch.device) -> int:
     """Most bytes that this program has held: of the device's memory, or of the host's without one."""
-    module = None if device.type == "cpu" else torch.get_device_module(device)
-    if module is not None and hasattr(module, "max_memory_allocated"):
-        return int(module.max_memory_allocated(device))
+    if (memory := allocator(device)) is not None:
+        return int(memory.max_memory_allocated(device))
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -146,8 +145,7 @@ def synchronise(device: torch.device) -> None:
 def matmul_precision(precision: str) -> Iterator[None]:
     """Float32 products as a run of this precision has them."""
     before = torch.get_float32_matmul_precision()
-    if precision == "bf16-mixed":
-        torch.set_float32_matmul_precision("high")
+    allow_rounded_products(precision)
     try:
         yield
     finally:
