@@ -41,10 +41,10 @@ kills: $(VENV)/.ready  ## the annotation of captions killed ten times under each
 	SIMZSS_KILLS=10 $(BIN)/python -m pytest -s tests/integration/test_kills.py
 
 bench: $(VENV)/.ready  ## speed against baselines, side by side, to outputs/bench.json; BENCH=evaluation for one row
-	$(BIN)/python -m tests.bench $(BENCH)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 bench-gpu: $(VENV)/.ready  ## the whole COCO run timed on this machine, 10 minutes of a large GPU: outputs/recipe.md; RECIPE="images=… batch=…"
-	$(BIN)/python -m tests.bench.recipe $(RECIPE)
+	$(BIN)/python -m benchmarks.recipe $(RECIPE)
 
 lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff check .

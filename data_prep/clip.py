@@ -18,8 +18,8 @@ import torch
 from data_prep.clip_text import TextTower, read_text_tower
 from simzss.config import compose, fill, help_text, require_complete, to_plain
 from simzss.errors import InputError, run_program
-from simzss.models.backbone import Backbone
-from simzss.models.folder import save_model
+from simzss.models.backbone.base import Backbone
+from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
 from simzss.models.text import TextEncoder
 from simzss.models.tokenizer import clip_tokenizer

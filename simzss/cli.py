@@ -83,8 +83,8 @@ def _train(overrides: list[str]) -> None:
 
 
 def _cache(overrides: list[str]) -> None:
-    from simzss.cache.build import run_cache
     from simzss.config import compose
+    from simzss.features.build import run_cache
 
     summary = run_cache(compose("cache", overrides))
     if _speaks():
@@ -140,7 +140,7 @@ def _segment(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     from simzss.config import compose
-    from simzss.evaluation.compare import run_comparison
+    from simzss.reports.compare import run_comparison
 
     overrides, runs = _divided(arguments)
     config = compose("report", overrides)
@@ -204,12 +204,12 @@ def _config(arguments: list[str]) -> None:
 
 def _validate(root: str, plain: dict[str, Any]) -> None:
     if root == "report":
-        from simzss.evaluation.compare import check_settings as check_comparison
+        from simzss.reports.compare import check_settings as check_comparison
 
         check_comparison(plain)
         return
     if root == "cache":
-        from simzss.cache.settings import check_settings as check_cache
+        from simzss.features.settings import check_settings as check_cache
 
         check_cache(plain)
         return

@@ -8,8 +8,24 @@ from itertools import accumulate
 _LISTED = 400  # characters of names that an error lists at most
 
 
-class InputError(Exception):
+class SimZSSError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class InputError(SimZSSError):
     """Bad input: the message is one line that names the file, key or value at fault."""
+
+
+class ConfigError(InputError):
+    """A setting that is unknown, missing or out of range."""
+
+
+class DataError(InputError):
+    """A file of images, captions, masks or features that is missing or cannot be used."""
+
+
+class ModelError(InputError):
+    """Weights or a model folder that are missing, broken or do not fit."""
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 
 from data_prep.captions.duplicates import FINGERPRINT_VERSION, fingerprint, load_arrays
 from simzss import config as conf
+from simzss.atomic import write_whole
 from simzss.data.benchmark import Benchmark, BenchmarkConfig
 from simzss.data.shards import decode_image
 from simzss.errors import InputError
-from simzss.whole_files import write_whole
 
 
 @dataclass(frozen=True)

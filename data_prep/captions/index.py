@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from data_prep.captions.output import OutputFolder
 from data_prep.captions.records import Dropped, Source
-from simzss.whole_files import write_json, write_whole
+from simzss.atomic import write_json, write_whole
 
 INDEX_VERSION = 2
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simzss.atomic import PARTIAL, read_json, write_json
 from simzss.errors import InputError
-from simzss.whole_files import PARTIAL, read_json, write_json
 
 _RECORD = {"task", "stamp", "repeats", "shards"}
 

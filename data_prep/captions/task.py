@@ -21,10 +21,10 @@ from data_prep.captions.output import OutputFolder
 from data_prep.captions.records import Dropped, RawSample, Task, key_of, position_of
 from data_prep.captions.repeats import Repeats, TaskFingerprints
 from data_prep.captions.sources import SourceSettings, read_task
+from simzss.atomic import partial_path, sync, sync_folder, write_json, write_whole
 from simzss.concepts.concept import Caption
 from simzss.data.shards import Sample, Skipped, decode_image, read_shards, write_shard
 from simzss.errors import InputError
-from simzss.whole_files import partial_path, sync, sync_folder, write_json, write_whole
 
 if TYPE_CHECKING:
     from simzss.concepts.pipeline import ConceptPipeline

@@ -44,7 +44,7 @@ class BenchmarkConfig:
         official_images: number of images of the official set.
         limit: first so many images, null for all.
         sam: what a protocol, by its name, takes for this set where settings leave it open: `cos_factor` and `parts` of
-            `simzss.segmentation.correlate.Correlation`, `threshold` of `simzss.segmentation.refine.sam.SamRefinement`.
+            `Correlation`, `threshold` of `SamRefinement`.
     """
 
     name: str

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from simzss.concepts.concept import Caption
-from simzss.data.batch import collate
-from simzss.data.encoding import CaptionEncoder
 from simzss.data.shards import Skipped
 from simzss.distributed import rank, world_size
 from simzss.errors import InputError
 from simzss.evaluation.vectors import check_limit, gather_by_index, image_vectors, place_model, ranks, skipped_records
 from simzss.models.simzss import SimZSS
+from simzss.training.data.batch import collate
+from simzss.training.data.encoding import CaptionEncoder
 
 RECALLS = (1, 5, 10)
 

@@ -16,14 +16,14 @@ from simzss.errors import InputError
 from simzss.evaluation.classification import ClassificationConfig, classify
 from simzss.evaluation.confusion import Confusion
 from simzss.evaluation.counts import counts_file, save_counts
-from simzss.evaluation.evaluate import PLAIN, decoding_processes, evaluate, mask_writer
-from simzss.evaluation.markdown import write_markdown
-from simzss.evaluation.pictures import draw_gallery
-from simzss.evaluation.published import load_published
-from simzss.evaluation.report import Report, curves_from_csv, write_report
 from simzss.evaluation.retrieval import RetrievalConfig, retrieve
+from simzss.evaluation.segmentation import PLAIN, decoding_processes, evaluate, mask_writer
 from simzss.models.sam.sam import Sam
 from simzss.models.simzss import SimZSS
+from simzss.reports.gallery import draw_gallery
+from simzss.reports.markdown import write_markdown
+from simzss.reports.published import load_published
+from simzss.reports.report import Report, curves_from_csv, write_report
 from simzss.segmentation.segmenter import Segmenter
 from simzss.segmentation.settings import build_segmenter, check_settings, load_configured, load_configured_sam
 from simzss.training.run import build_model

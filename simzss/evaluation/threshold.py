@@ -15,8 +15,8 @@ from simzss import config as conf
 from simzss.data.benchmark import IGNORE, Benchmark, BenchmarkConfig
 from simzss.distributed import failing_together, process_group, rank, total
 from simzss.errors import InputError, nearest
-from simzss.evaluation.evaluate import ENGINEERED, PLAIN, decoding_processes, load_images
 from simzss.evaluation.metrics import scores
+from simzss.evaluation.segmentation import ENGINEERED, PLAIN, decoding_processes, load_images
 from simzss.segmentation.classifier import Classifier
 from simzss.segmentation.prediction import MapScores
 from simzss.segmentation.segmenter import Segmenter

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from simzss.data.batch import summarise_skipped
 from simzss.data.shards import Skipped, decode_image
 from simzss.data.transforms import WholeImage
+from simzss.device import best_device, resolve_precision
 from simzss.distributed import gather_values, rank, total, world_size
 from simzss.errors import InputError
 from simzss.models.simzss import SimZSS
-from simzss.precision import best_device, resolve_precision
+from simzss.training.data.batch import summarise_skipped
 
 log = logging.getLogger(__name__)
 

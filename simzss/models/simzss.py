@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simzss.models.backbone import Backbone
+from simzss.models.backbone.base import Backbone
 from simzss.models.feature_norm import FeatureNorm
 from simzss.models.features import ImageFeatures, TextFeatures
+from simzss.models.mask_head.head import MultiResHead
 from simzss.models.text import TextEncoder
-from simzss.multires.head import MultiResHead
 
 
 class SimZSS(nn.Module):

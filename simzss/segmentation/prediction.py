@@ -8,9 +8,9 @@ from typing import Protocol
 from torch import Tensor
 
 from simzss.segmentation.classifier import ClassProbabilities
+from simzss.segmentation.inference.scores import Rule, ScoreMap
 from simzss.segmentation.refine.sam import Refined, RegionCounts
 from simzss.segmentation.refine.vote import VoteCounts, Voted
-from simzss.segmentation.scores import Rule, ScoreMap
 
 Counts = RegionCounts | VoteCounts
 

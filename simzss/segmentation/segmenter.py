@@ -13,24 +13,24 @@ from PIL import Image
 from simzss.data.benchmark import Benchmark
 from simzss.data.images import to_rgb
 from simzss.data.transforms import ShortSide
+from simzss.device import best_device, resolve_precision
 from simzss.errors import InputError, nearest
-from simzss.models.folder import load_model
+from simzss.models.checkpoint import load_model
 from simzss.models.sam.sam import Sam, SamEncoding
 from simzss.models.simzss import SimZSS
-from simzss.precision import best_device, resolve_precision
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import Classifier, ClassNames, ClassProbabilities, build_classifier
-from simzss.segmentation.correlate import Correlation
+from simzss.segmentation.inference.aggregate import Correlation
+from simzss.segmentation.inference.encoder import Vision, guided_by_sam, shape_of
+from simzss.segmentation.inference.prepare import Preparation, Prepared
+from simzss.segmentation.inference.scores import ScoreMap
 from simzss.segmentation.prediction import MapScores, Prediction, RegionScores, Scores
-from simzss.segmentation.prepare import Preparation, Prepared
 from simzss.segmentation.prompts import READOUTS
 from simzss.segmentation.protocol import WHOLE_336, Protocol
 from simzss.segmentation.refine.pamr import pamr
 from simzss.segmentation.refine.refinement import PixelRefinement, Refinement, asks_sam, kind_of
 from simzss.segmentation.refine.sam import SamRefinement, refine
 from simzss.segmentation.refine.vote import RegionVote, vote
-from simzss.segmentation.scores import ScoreMap
-from simzss.segmentation.vision import Vision, guided_by_sam, shape_of
 
 _CPU_BATCH = 4
 """Images at a time without an accelerator: four keep activations within the 32 MB that the memory allocator hands out
@@ -165,7 +165,7 @@ class Segmenter:
         readout: str | None = None,
         **options: Any,
     ) -> "Segmenter":
-        """Load a model folder (see `simzss.models.folder.load_model`); `options` are those of the class."""
+        """Load a model folder (see `simzss.models.checkpoint.load_model`); `options` are those of the class."""
         model, settings = load_model(source, backbone_weights, features, proxy)
         return cls(model, readout=readout or settings.get("readout", "concept"), **options)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from simzss.data.benchmark import BenchmarkConfig
 from simzss.errors import InputError
-from simzss.models.backbone import with_proxy
-from simzss.models.folder import load_model
+from simzss.models.backbone.base import with_proxy
+from simzss.models.checkpoint import load_model
 from simzss.models.sam.load import load_sam
 from simzss.models.sam.sam import Sam
 from simzss.models.simzss import SimZSS
-from simzss.segmentation.correlate import Correlation
+from simzss.segmentation.inference.aggregate import Correlation
 from simzss.segmentation.protocol import Protocol
 from simzss.segmentation.refine.refinement import Refinement, asks_sam, build_refinement
 from simzss.segmentation.segmenter import Segmenter
@@ -32,7 +32,7 @@ def load_configured(plain: Mapping[str, Any]) -> tuple[SimZSS, dict[str, Any]]:
     """The model that `model`, `backbone` and `proxy` describe, and its settings.
 
     Raises:
-        InputError: see `simzss.models.folder.load_model`.
+        InputError: see `simzss.models.checkpoint.load_model`.
     """
     options = with_proxy(plain["backbone"], plain["proxy"])
     features = options["features"] or (None if options["proxy"] is None else "proxy")

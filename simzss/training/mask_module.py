@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from simzss.data.benchmark import IGNORE
-from simzss.data.masks import MaskBatch, MaskData
 from simzss.distributed import rank, total, world_size
-from simzss.losses.masks import (
+from simzss.losses.mask import (
     MaskLossConfig,
     assignment_cost,
     class_loss,
@@ -22,13 +21,14 @@ from simzss.losses.masks import (
     objects_of,
     uncertain_points,
 )
+from simzss.losses.matcher import match
+from simzss.models.mask_head.cost import measure_cost
+from simzss.models.mask_head.head import MultiResHead, Round
 from simzss.models.simzss import SimZSS
-from simzss.multires.cost import measure_cost
-from simzss.multires.head import MultiResHead, Round
-from simzss.multires.matching import match
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import build_classifier
 from simzss.segmentation.protocol import Protocol
+from simzss.training.data.masks import MaskBatch, MaskData
 from simzss.training.learner import Learner
 from simzss.training.optim import OptimConfig
 

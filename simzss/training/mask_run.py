@@ -11,15 +11,15 @@ from omegaconf import DictConfig
 
 from simzss import config as conf
 from simzss.data.benchmark import open_benchmark
-from simzss.data.masks import MaskData, MasksConfig, TrainingMasks, divide, write_split
 from simzss.distributed import failing_together, naming_lost_processes
 from simzss.errors import InputError
-from simzss.losses.masks import MaskLossConfig
-from simzss.models.folder import load_model, save_model
-from simzss.multires.head import HeadConfig, build_head
+from simzss.losses.mask import MaskLossConfig
+from simzss.models.checkpoint import load_model, save_model
+from simzss.models.mask_head.head import HeadConfig, build_head
 from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import checked_names
 from simzss.segmentation.protocol import Protocol
+from simzss.training.data.masks import MaskData, MasksConfig, TrainingMasks, divide, write_split
 from simzss.training.mask_module import MaskModule
 from simzss.training.optim import OptimConfig
 from simzss.training.trainer import check_common, find_checkpoint, start_trainer

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from simzss.data.batch import Batch
-from simzss.data.datamodule import CaptionData
 from simzss.distributed import world_size
 from simzss.errors import InputError, nearest
 from simzss.losses.concept import TARGETS, concept_loss, global_prototypes
@@ -18,6 +16,8 @@ from simzss.losses.contrastive import contrastive_loss
 from simzss.models.features import ImageFeatures, TextFeatures
 from simzss.models.pooling import similarity_pool, token_sums
 from simzss.models.simzss import SimZSS
+from simzss.training.data.batch import Batch
+from simzss.training.data.datamodule import CaptionData
 from simzss.training.learner import Learner
 from simzss.training.optim import OptimConfig
 

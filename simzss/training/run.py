@@ -11,19 +11,19 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from simzss import config as conf
-from simzss.cache.placement import PLACEMENTS
-from simzss.cache.settings import CacheSettings
 from simzss.concepts.bank import ConceptBank
 from simzss.concepts.leakage import excluded_words
-from simzss.data.batch import summarise_skipped
-from simzss.data.cached import CachedData
-from simzss.data.datamodule import CaptionData, StreamedData
 from simzss.distributed import failing_together, gather_values, naming_lost_processes
 from simzss.errors import InputError, nearest
-from simzss.models.backbone import Backbone, with_proxy
-from simzss.models.folder import save_model
+from simzss.features.placement import PLACEMENTS
+from simzss.features.settings import CacheSettings
+from simzss.models.backbone.base import Backbone, with_proxy
+from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
 from simzss.models.text import KINDS, build_text_encoder
+from simzss.training.data.batch import summarise_skipped
+from simzss.training.data.cached import CachedData
+from simzss.training.data.datamodule import CaptionData, StreamedData
 from simzss.training.module import LossConfig, SimZSSModule
 from simzss.training.optim import OptimConfig
 from simzss.training.trainer import check_common, find_checkpoint, start_trainer

@@ -14,8 +14,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from simzss.device import allow_rounded_products, best_device, resolve_precision
 from simzss.errors import InputError, nearest
-from simzss.precision import allow_rounded_products, best_device, resolve_precision
 from simzss.training.cluster import EndBySigterm, choose_strategy, meet, started_by
 from simzss.training.logger import ProgressBar, ResumableCSVLogger
 from simzss.training.validation import ZeroShotValidation

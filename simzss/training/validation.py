@@ -9,7 +9,7 @@ from torch import nn
 
 from simzss.data.benchmark import open_benchmark
 from simzss.errors import InputError
-from simzss.evaluation.evaluate import evaluate
+from simzss.evaluation.segmentation import evaluate
 from simzss.segmentation.protocol import Protocol
 from simzss.segmentation.segmenter import Segmenter
 from simzss.training.learner import Learner

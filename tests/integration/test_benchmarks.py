@@ -20,7 +20,7 @@ import data_prep.context
 from simzss.cli import dispatch
 from simzss.errors import InputError
 from simzss.evaluation.counts import load_counts
-from simzss.models.folder import save_model
+from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
 from tests.support import official_layouts
 from tests.support.files import picture

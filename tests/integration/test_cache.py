@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from simzss import cli
-from simzss.cache.folder import CacheFolder
-from simzss.cache.store import FeatureStore
+from simzss.features.folder import CacheFolder
+from simzss.features.store import FeatureStore
 from tests.support.caching import cache_arguments, jpeg_shards
 from tests.support.files import contents
 from tests.support.program import exit_code

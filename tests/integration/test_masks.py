@@ -20,12 +20,12 @@ from torchvision.transforms import v2
 
 from simzss.cli import dispatch
 from simzss.config import CONF_DIR, compose, root_of
-from simzss.models import folder as folder_module
-from simzss.models.folder import load_model, save_model
+from simzss.models import checkpoint as folder_module
+from simzss.models.checkpoint import load_model, save_model
+from simzss.models.mask_head.head import MultiResHead, Round
 from simzss.models.simzss import SimZSS
-from simzss.multires.head import MultiResHead, Round
 from simzss.segmentation.background import Background
-from simzss.segmentation.correlate import Correlation
+from simzss.segmentation.inference.aggregate import Correlation
 from simzss.segmentation.protocol import WHOLE_336
 from simzss.segmentation.refine.pamr import pamr
 from simzss.segmentation.refine.refinement import PixelRefinement

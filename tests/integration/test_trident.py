@@ -13,11 +13,11 @@ from PIL import Image
 
 from simzss.cli import dispatch
 from simzss.config import load_choice
-from simzss.models.folder import load_model, save_model
+from simzss.models.checkpoint import load_model, save_model
 from simzss.models.sam.load import load_sam
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.background import Background
-from simzss.segmentation.correlate import Correlation
+from simzss.segmentation.inference.aggregate import Correlation
 from simzss.segmentation.protocol import Protocol
 from simzss.segmentation.refine.sam import SamRefinement
 from simzss.segmentation.segmenter import Segmenter

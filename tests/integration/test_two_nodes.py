@@ -16,7 +16,7 @@ from simzss.cli import dispatch
 from simzss.config import CONF_DIR, compose
 from simzss.errors import InputError
 from simzss.evaluation.counts import load_counts
-from simzss.models.folder import save_model
+from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
 from simzss.training.module import SimZSSModule
 from simzss.training.run import train

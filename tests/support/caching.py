@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from simzss.cache.build import CacheSummary, build_cache
-from simzss.cache.settings import CacheSettings
 from simzss.data.shards import Sample, write_shard
+from simzss.features.build import CacheSummary, build_cache
+from simzss.features.settings import CacheSettings
 from tests.support.files import PIPELINE, caption
 from tests.support.models import make_backbone
 

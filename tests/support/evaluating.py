@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from simzss.config import load_choice, to_plain
 from simzss.data.benchmark import Benchmark, BenchmarkConfig
-from simzss.evaluation.evaluate import evaluate
-from simzss.models.folder import load_model
+from simzss.evaluation.segmentation import evaluate
+from simzss.models.checkpoint import load_model
 from simzss.segmentation.protocol import WHOLE_336
 from simzss.segmentation.segmenter import Segmenter
 

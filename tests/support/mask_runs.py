@@ -13,7 +13,7 @@ from PIL import Image
 
 from simzss.cli import dispatch
 from simzss.config import compose
-from simzss.models.folder import save_model
+from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
 from simzss.training import mask_run
 from tests.support.models import backbone_options, make_backbone, make_scratch, save_backbone, shaken

@@ -9,7 +9,7 @@ from PIL import Image
 
 from simzss.config import load_choice, to_plain
 from simzss.data.benchmark import Benchmark, BenchmarkConfig
-from simzss.data.masks import MasksConfig
+from simzss.training.data.masks import MasksConfig
 
 
 def coloured(labels: np.ndarray) -> Image.Image:

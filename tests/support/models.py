@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from simzss.errors import InputError
-from simzss.models.backbone import Backbone
+from simzss.models.backbone.base import Backbone
 from simzss.models.simzss import SimZSS
 from simzss.models.text import TextEncoder, build_text_encoder
 

@@ -42,9 +42,12 @@ def test_command_is_understood(command):
     if (CONF_DIR / f"{root}.yaml").is_file():
         compose(root, overrides)
         return
-    program = importlib.import_module(words[2])
+    package = importlib.import_module(words[2])
+    program = importlib.import_module(f"{words[2]}.program") if hasattr(package, "__path__") else package
     configs = [
-        item for item in vars(program).values() if dataclasses.is_dataclass(item) and item.__module__ == words[2]
+        item
+        for item in vars(program).values()
+        if dataclasses.is_dataclass(item) and item.__module__ == program.__name__
     ]
     (config,) = [item for item in configs if item.__name__.endswith("Config")]
     parse_program(config, overrides)

@@ -9,10 +9,10 @@ from transformers import AutoConfig, Sam2Model, SamModel
 from transformers.utils import logging as transformers_logging
 
 from simzss.errors import InputError
-from simzss.models.sam.first import FirstSam
 from simzss.models.sam.mobile import load_mobile
 from simzss.models.sam.sam import Sam
-from simzss.models.sam.second import SecondSam
+from simzss.models.sam.sam1 import FirstSam
+from simzss.models.sam.sam2 import SecondSam
 
 # SAM 2 is published as a model of videos; single images need a part of its weights.
 _SECOND = ("sam2", "sam2_video")

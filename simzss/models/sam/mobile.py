@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 
 from simzss.errors import InputError
-from simzss.models.sam.first import FirstSam
+from simzss.models.sam.sam1 import FirstSam
 
 FRAME = 1024
 """Side of the frame in pixels that the published weights are for."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from simzss.errors import InputError, nearest
 from simzss.models.sam.sam import Prompts, Sam, SamEncoding, SamMasks
 from simzss.segmentation.classifier import ClassProbabilities
+from simzss.segmentation.inference.scores import ScoreMap
 from simzss.segmentation.refine.geometry import Regions, regions
-from simzss.segmentation.scores import ScoreMap
 
 SHORT_SIDE = 448
 """`min_area` is meant for a map whose short side has so many pixels."""

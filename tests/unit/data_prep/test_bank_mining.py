@@ -4,7 +4,7 @@ import shutil
 import nltk
 import pytest
 
-import data_prep.bank as program
+import data_prep.bank.program as program
 from simzss.concepts.bank import ConceptBank, read_entries
 from simzss.concepts.concept import Caption, Concept
 from simzss.data.shards import write_shard
@@ -138,7 +138,7 @@ def test_the_curve_is_the_coverage_of_each_smaller_bank(shards, wordnet, tmp_pat
     write = program.write_bank_report
 
     def keep(path, mined, *rest):
-        from data_prep.bank_report import coverage_curve
+        from data_prep.bank.report import coverage_curve
 
         curves.append(coverage_curve(mined))
         write(path, mined, *rest)

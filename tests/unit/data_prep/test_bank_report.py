@@ -3,11 +3,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-import data_prep.bank as program
-from data_prep.bank_report import Comparison, Example, coverage_curve, write_bank_report
+import data_prep.bank.program as program
+from data_prep.bank.mining import Rules, mine
+from data_prep.bank.report import Comparison, Example, coverage_curve, write_bank_report
 from simzss.concepts.bank import ConceptBank, Entry
 from simzss.concepts.concept import Caption, Concept
-from simzss.concepts.mining import Rules, mine
 from simzss.data.shards import write_shard
 from simzss.errors import InputError
 from tests.support.files import PIPELINE, annotation, caption, sample, write_tar

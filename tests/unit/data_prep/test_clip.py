@@ -18,7 +18,7 @@ from data_prep.clip_text import OPEN_CLIP_CONFIG, OPEN_CLIP_FILE, read_text_towe
 from simzss.cli import dispatch
 from simzss.config import compose
 from simzss.evaluation.run import run_evaluation
-from simzss.models.folder import load_model
+from simzss.models.checkpoint import load_model
 from simzss.models.tokenizer import clip_tokenizer
 from simzss.segmentation.segmenter import Segmenter
 from tests.support.models import backbone_options, refused, save_backbone, save_bert, shaken

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.scene_compose import MIN_VISIBLE
-from data_prep.scene_drawings import KINDS
-from data_prep.scene_grounds import CLASSES, GROUNDS
-from data_prep.scene_objects import COLOURS, MATERIALS, render_object
-from data_prep.scenes import ScenesConfig, generate, make_scene
+from data_prep.scenes.compose import MIN_VISIBLE
+from data_prep.scenes.drawings import KINDS
+from data_prep.scenes.grounds import CLASSES, GROUNDS
+from data_prep.scenes.objects import COLOURS, MATERIALS, render_object
+from data_prep.scenes.program import ScenesConfig, generate, make_scene
 from simzss.errors import InputError
 
 PLURALS = {f"{name}s": name for name in KINDS} | {"butterflies": "butterfly"}
@@ -149,7 +149,7 @@ def test_a_run_that_dies_leaves_nothing(tmp_path, monkeypatch):
     def die(job: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data_prep.scenes._write_scene", die)
+    monkeypatch.setattr("data_prep.scenes.program._write_scene", die)
     with pytest.raises(KeyboardInterrupt):
         generate(ScenesConfig(output=str(tmp_path / "out"), train=1, val=0, size=64, workers=1))
     assert not list(tmp_path.iterdir())
@@ -162,7 +162,15 @@ def test_impossible_settings_are_refused(wrong, tmp_path):
 
 
 def test_program(tmp_path):
-    command = [sys.executable, "-m", "data_prep.scenes", f"output={tmp_path / 'out'}", "train=1", "val=1", "size=64"]
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep.scenes",
+        f"output={tmp_path / 'out'}",
+        "train=1",
+        "val=1",
+        "size=64",
+    ]
     root = Path(__file__).parents[3]
     first, again, other = (
         subprocess.run([*command, *extra], cwd=root, capture_output=True, text=True) for extra in ([], [], ["val=2"])

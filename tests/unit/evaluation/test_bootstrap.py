@@ -8,7 +8,7 @@ import torch
 
 from simzss.evaluation import bootstrap as module
 from simzss.evaluation.bootstrap import bootstrap_differences, percentile_interval, resamples
-from tests.unit.evaluation.runs import counts_of
+from tests.unit.reports.runs import counts_of
 
 CLASSES = ("a", "b", "c", "d")
 IMAGES = [f"{i:03d}" for i in range(23)]

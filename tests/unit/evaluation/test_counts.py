@@ -19,7 +19,7 @@ from simzss.evaluation.counts import (
     save_counts,
 )
 from simzss.evaluation.metrics import scores
-from tests.unit.evaluation.runs import counts_of
+from tests.unit.reports.runs import counts_of
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 
 from simzss.config import load_choice, to_plain
 from simzss.data.benchmark import Benchmark, BenchmarkConfig
-from simzss.evaluation.evaluate import evaluate
+from simzss.evaluation.segmentation import evaluate
 from simzss.evaluation.threshold import check_settings, search_threshold
 from simzss.segmentation.protocol import WHOLE_336
 from simzss.segmentation.segmenter import Segmenter

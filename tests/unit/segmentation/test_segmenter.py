@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from simzss.models.folder import save_model
+from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.background import Background
 from simzss.segmentation.prompts import embed_names, templates

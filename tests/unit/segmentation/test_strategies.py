@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from simzss.models.sam.load import load_sam
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.background import Background
-from simzss.segmentation.correlate import Correlation, correlate
+from simzss.segmentation.inference.aggregate import Correlation, correlate
 from simzss.segmentation.prompts import embed_names, templates
 from simzss.segmentation.protocol import Protocol
 from simzss.segmentation.refine.refinement import PixelRefinement

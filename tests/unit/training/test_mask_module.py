@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from simzss.data.benchmark import IGNORE
-from simzss.data.masks import MaskBatch
-from simzss.losses.masks import MaskLossConfig
+from simzss.losses.mask import MaskLossConfig
+from simzss.models.mask_head.head import HeadConfig, MultiResHead, Round, build_head
 from simzss.models.simzss import SimZSS
-from simzss.multires.head import HeadConfig, MultiResHead, Round, build_head
 from simzss.segmentation.protocol import WHOLE_336
 from simzss.training import mask_module
+from simzss.training.data.masks import MaskBatch
 from simzss.training.mask_module import MaskModule
 from simzss.training.optim import OptimConfig, build_optimizer
 from tests.support.models import make_backbone, make_scratch, shaken

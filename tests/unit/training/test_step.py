@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simzss.cache.quantise import pack
-from simzss.cache.stored import StoredFeatures
-from simzss.data.batch import collate
-from simzss.data.encoding import EncodedCaption
+from simzss.features.quantise import pack
+from simzss.features.stored import StoredFeatures
 from simzss.losses import contrastive as contrastive_module
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
+from simzss.training.data.batch import collate
+from simzss.training.data.encoding import EncodedCaption
 from simzss.training.module import LossConfig, SimZSSModule
 from simzss.training.optim import OptimConfig
 from tests.support.models import make_backbone, make_bert, make_scratch, save_bert, shaken
@@ -115,7 +115,7 @@ def stored(storage: str) -> StoredFeatures:
 @pytest.mark.parametrize("micro_batch", [None, 1, 7])
 def test_step_equals_the_plain_computation(model, micro_batch, monkeypatch):
     """Blocks of like length; with a micro-batch the text tower in chunks, and the rows of the logits too."""
-    monkeypatch.setattr("simzss.data.buckets._BLOCK_COST", 8)  # several blocks of so few captions
+    monkeypatch.setattr("simzss.training.data.buckets._BLOCK_COST", 8)  # several blocks of so few captions
     if micro_batch is not None:
         whole = contrastive_module.contrastive_loss
         monkeypatch.setattr("simzss.training.module.contrastive_loss", lambda *given: whole(*given, rows=micro_batch))

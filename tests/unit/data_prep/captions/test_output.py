@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.captions.output import OutputFolder, opened
+from simzss.atomic import partial_path, write_json
 from simzss.errors import InputError
-from simzss.whole_files import partial_path, write_json
 from tests.support.files import contents
 from tests.support.program import ROOT
 

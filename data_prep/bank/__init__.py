@@ -1,0 +1,1 @@
+"""Proposes a concept bank from the nouns of captions."""

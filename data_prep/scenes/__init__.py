@@ -1,0 +1,1 @@
+"""Renders scenes with captions and masks."""

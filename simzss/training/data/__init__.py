@@ -1,0 +1,1 @@
+"""Batches for training: captions with images or their kept features, photos with masks."""
