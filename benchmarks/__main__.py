@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import captions, evaluation, memory, multires, training
+from benchmarks import captions, evaluation, mask_head, memory, training
 from benchmarks.rows import Row, machine, write
 from simzss.errors import InputError, nearest, run_program
 
@@ -14,7 +14,7 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "memory": memory.run,
     "captions": captions.run,
     "training": training.run,
-    "multires": multires.run,
+    "mask_head": mask_head.run,
 }
 OUTPUT = Path("outputs/bench.json")
 

@@ -29,14 +29,14 @@ REPEATS = 10
 
 
 def run() -> list[Row]:
-    """Both rows."""
+    """Return both rows."""
     with tempfile.TemporaryDirectory() as folder:
         sets = _sets(Path(folder))
         return [_annotation(sets, Path(folder)), _memory(sets[0], Path(folder))]
 
 
 def _sets(folder: Path) -> list[tuple[Path, Path]]:
-    """(images, captions) of each set."""
+    """Return (images, captions) of each set."""
     data = os.environ.get("SIMZSS_DATA")
     if data is None:
         return [captioned_photos(folder / "photos", 6000)]
@@ -56,7 +56,7 @@ def _annotation(sets: list[tuple[Path, Path]], folder: Path) -> Row:
 
 
 def _ours(images: Path, captions: Path, output: Path) -> None:
-    """The program, its start and its end included."""
+    """Run the program, its start and its end included."""
     subprocess.run(_command(images, captions, output), check=True, stdout=subprocess.DEVNULL)
 
 
@@ -66,7 +66,7 @@ def _command(images: Path, captions: Path, output: Path) -> list[str]:
 
 
 def _loop(images: Path, captions: Path, output: Path) -> None:
-    """One caption at a time."""
+    """Call the pipeline for one caption at a time."""
     nlp = spacy.load(PIPELINE)
     content = json.loads(captions.read_bytes())
     texts = defaultdict(list)
@@ -82,7 +82,7 @@ def _loop(images: Path, captions: Path, output: Path) -> None:
 
 
 def _memory(source: tuple[Path, Path], folder: Path) -> Row:
-    """Peak of the program and its processes together with ten times the captions, and without."""
+    """Measure the peak memory of the program and its processes with ten times the captions, and without."""
     images, captions = source
     peaks = []
     for times in (REPEATS, 1):
@@ -94,7 +94,7 @@ def _memory(source: tuple[Path, Path], folder: Path) -> Row:
 
 
 def _repeated(content: dict, times: int) -> dict:
-    """The first captions of a file, so many times, each time with ids of their own."""
+    """Repeat the first captions of a file, each time with other ids."""
     annotations = content["annotations"][:MEMORY_CAPTIONS]
     known = {annotation["image_id"] for annotation in annotations}
     listed = [image for image in content["images"] if image["id"] in known]
@@ -107,7 +107,7 @@ def _repeated(content: dict, times: int) -> dict:
 
 
 def _peak(command: list[str]) -> float:
-    """Megabytes: the highest of each process of a command, added up (Linux)."""
+    """Measure the peak megabytes of each process of a command, added up (Linux)."""
     peaks: dict[int, int] = {}
     program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while program.poll() is None:
@@ -120,7 +120,7 @@ def _peak(command: list[str]) -> float:
 
 
 def _tree(process: int) -> list[int]:
-    """A process and all that it started."""
+    """Return a process and its descendants."""
     found = [process]
     for parent in found:  # grows on the way
         children = Path(f"/proc/{parent}/task/{parent}/children")

@@ -6,7 +6,6 @@ images travel differs.
 """
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,13 +15,14 @@ from PIL import Image
 from benchmarks.rows import Row, throughput
 from data_prep.efficientnet_weights import convert
 from data_prep.scenes.program import make_scene
-from simzss import config as conf
-from simzss.data.benchmark import IGNORE, Benchmark, BenchmarkConfig
+from simzss.data.benchmark import IGNORE, Benchmark, open_benchmark
 from simzss.evaluation.metrics import ConfusionMatrix, scores
 from simzss.evaluation.segmentation import decoding_processes, evaluate
-from simzss.segmentation.protocol import WHOLE_336
+from simzss.models.build import build_model
+from simzss.models.settings import BackboneSettings, ScratchText
 from simzss.segmentation.segmenter import Segmenter
-from simzss.training.run import build_model
+from simzss.segmentation.settings import Protocol
+from simzss.settings.compose import load_choice
 
 IMAGES = 32
 SIZE = (480, 640)
@@ -40,13 +40,13 @@ def run() -> list[Row]:
 
 
 def _row(name: str, benchmark: Benchmark, backbone: str, weights: str) -> Row:
-    options = conf.to_plain(conf.load_choice("backbone", backbone)) | {"weights": weights}
-    text = conf.to_plain(conf.load_choice("text", "clip_small"))
-    segmenter = Segmenter(build_model(options, text, seed=0), replace(WHOLE_336, templates="photo"))
+    settings = BackboneSettings.of(load_choice("backbone", backbone) | {"weights": weights})
+    model = build_model(settings, None, ScratchText.of(load_choice("text", "clip_small")), seed=0)
+    segmenter = Segmenter(model, Protocol(templates="photo"))
     found: dict[str, float] = {}
 
     def ours() -> None:
-        found["ours"] = evaluate(segmenter, benchmark, num_workers=decoding_processes(None)).result["mIoU"]
+        found["ours"] = evaluate(segmenter, benchmark, num_workers=decoding_processes(None)).miou or 0.0
 
     def baseline() -> None:
         found["baseline"] = straightforward(segmenter, benchmark)
@@ -60,7 +60,7 @@ def _row(name: str, benchmark: Benchmark, backbone: str, weights: str) -> Row:
 @torch.no_grad()
 def straightforward(segmenter: Segmenter, benchmark: Benchmark) -> float:
     """mIoU in per cent by one image after another at full resolution."""
-    classifier = segmenter.classifier_of(benchmark.class_groups)
+    classifier = segmenter.classifier(benchmark.class_groups)
     metric = ConfusionMatrix(benchmark.num_labels, IGNORE)
     for index in range(len(benchmark)):
         example = benchmark[index]
@@ -70,7 +70,7 @@ def straightforward(segmenter: Segmenter, benchmark: Benchmark) -> float:
         size = (example.image.height, example.image.width)
         logits = F.interpolate(coarse.float(), size=size, mode="bilinear", align_corners=False)[0]
         metric.update((logits / classifier.temperature).argmax(dim=0).cpu(), example.mask)
-    return float(scores(metric.compute()[0], classifier.names)["mIoU"])
+    return scores(metric.compute()[0], classifier.names).miou or 0.0
 
 
 def _benchmark(root: Path) -> Benchmark:
@@ -82,5 +82,4 @@ def _benchmark(root: Path) -> Benchmark:
         name = f"{number:012d}"
         Image.fromarray(scene.image[: SIZE[0], : SIZE[1]]).save(root / f"images/val2017/{name}.jpg", quality=92)
         Image.fromarray(scene.mask[: SIZE[0], : SIZE[1]]).save(root / f"annotations/val2017/{name}_labelTrainIds.png")
-    options = conf.to_plain(conf.load_choice("benchmark", "coco_stuff")) | {"root": str(root)}
-    return Benchmark(BenchmarkConfig(**options))
+    return open_benchmark("benchmark", "coco_stuff", {"root": str(root)})

@@ -54,7 +54,7 @@ class Blocks:
 
     @property
     def weights(self) -> int:
-        """Values in the matrices of all blocks."""
+        """Return the number of values in the matrices of all blocks."""
         return self.depth * (4 * self.width**2 + 2 * self.width * self.hidden)
 
 
@@ -69,7 +69,7 @@ class Vision:
 
     @property
     def tokens(self) -> int:
-        """Of an image."""
+        """Return the number of tokens of an image."""
         return self.patches + self.prefix
 
 
@@ -84,7 +84,7 @@ class Text:
 
     @property
     def parameters(self) -> int:
-        """Matrices, and with them the vectors: four biases and two norms a block, the norm at the end."""
+        """Return the number of values in matrices and vectors: four biases and two norms a block, the final norm."""
         width, hidden = self.blocks.width, self.blocks.hidden
         vectors = self.blocks.depth * (5 * width + hidden + 4 * width) + 2 * width
         tables = (self.vocabulary + self.positions) * width
@@ -92,7 +92,7 @@ class Text:
 
 
 def vision_of(backbone: Any) -> Vision | None:
-    """Shape of a `Backbone`; None for one that is no ViT of plain blocks, whose operations are not counted here."""
+    """Return the shape of a backbone; None if it is no ViT of plain blocks: its operations are not counted here."""
     model = backbone.model
     blocks = getattr(model, "blocks", None)
     if blocks is None or not hasattr(blocks[0], "mlp") or not hasattr(blocks[0].mlp, "fc1"):
@@ -103,14 +103,14 @@ def vision_of(backbone: Any) -> Vision | None:
 
 
 def text_of(encoder: Any) -> Text:
-    """Shape of a scratch `TextEncoder`."""
+    """Return the shape of a scratch `TextEncoder`."""
     config = encoder.body.config
     blocks = Blocks(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
     return Text(blocks, config.vocab_size, config.max_position_embeddings, encoder.projection.out_features)
 
 
 def blocks_forward(blocks: Blocks, sequences: int, length: int, item: int = TOWER) -> Work:
-    """So many sequences of `length` tokens through the blocks; their weights are not read here."""
+    """Count the forward pass of `sequences` of `length` tokens; reading the weights is not counted here."""
     tokens = sequences * length
     flops = 2 * tokens * blocks.weights + blocks.depth * 4 * tokens * length * blocks.width
     values = blocks.depth * tokens * (_FORWARD_WIDTHS * blocks.width + _FORWARD_HIDDEN * blocks.hidden)
@@ -118,14 +118,14 @@ def blocks_forward(blocks: Blocks, sequences: int, length: int, item: int = TOWE
 
 
 def blocks_backward(blocks: Blocks, sequences: int, length: int, item: int = TOWER) -> Work:
-    """Gradients of the same for inputs and weights: each product becomes two."""
+    """Count the gradients of the same for inputs and weights: each product becomes two."""
     tokens = sequences * length
     values = blocks.depth * tokens * (_BACKWARD_WIDTHS * blocks.width + _BACKWARD_HIDDEN * blocks.hidden)
     return Work(2 * blocks_forward(blocks, sequences, length).flops, item * values)
 
 
 def vision_forward(vision: Vision, images: int, item: int = TOWER) -> Work:
-    """Features of so many images: patch embedding, blocks, final norm; pixels are bytes, weights are read once."""
+    """Count the features of images: patch embedding, blocks, final norm; pixels are bytes, weights are read once."""
     width = vision.blocks.width
     pixels = 3 * vision.patch**2 * vision.patches
     embedding = Work(2 * images * pixels * width, images * (pixels + item * vision.tokens * width))
@@ -135,7 +135,7 @@ def vision_forward(vision: Vision, images: int, item: int = TOWER) -> Work:
 
 
 def text_forward(text: Text, lengths: Iterable[tuple[int, int]], item: int = TOWER) -> Work:
-    """(captions, tokens of each) to projected tokens; float32 weights are read once."""
+    """Count (captions, tokens of each) to projected tokens; float32 weights are read once."""
     lengths = list(lengths)
     tokens = sum(captions * length for captions, length in lengths)
     width, out = text.blocks.width, text.out
@@ -148,7 +148,7 @@ def text_forward(text: Text, lengths: Iterable[tuple[int, int]], item: int = TOW
 
 
 def text_backward(text: Text, lengths: Iterable[tuple[int, int]], item: int = TOWER) -> Work:
-    """Gradients of the same; float32 weights are read once more, and the gradient of each parameter is written."""
+    """Count the gradients of the same; float32 weights are read again, the gradient of each parameter is written."""
     lengths = list(lengths)
     tokens = sum(captions * length for captions, length in lengths)
     width, out = text.blocks.width, text.out
@@ -160,21 +160,21 @@ def text_backward(text: Text, lengths: Iterable[tuple[int, int]], item: int = TO
 
 
 def pooling(mentions: int, images: int, patches: int, width: int, item: int = TOWER) -> Work:
-    """Similarity pooling and its gradient: each mention meets the patches of its image twice, on both ways.
+    """Count similarity pooling and its gradient: each mention meets the patches of its image twice, on both ways.
 
-    The patches as they are kept, `item` bytes a value, are read once on each way.
+    Stored patches, of `item` bytes a value, are read once on each way.
     """
     flops = 8 * mentions * patches * width
     return Work(flops, 2 * item * images * patches * width + 5 * FULL * mentions * width)
 
 
 def contrastive(images: int, texts: int, width: int) -> Work:
-    """One table of logits for both directions, and its gradient for the texts alone: images do not learn."""
+    """Count one table of logits for both directions, and its gradient for the texts alone: images do not learn."""
     return Work(4 * images * texts * width, FULL * width * (2 * images + 3 * texts))
 
 
 def concepts(mentions: int, spans: int, present: int, width: int) -> Work:
-    """Prototypes out of `spans` token vectors, and the cross-entropy of mentions over `present` of them, both ways.
+    """Count prototypes out of `spans` token vectors, and the cross-entropy of mentions over `present` of them.
 
     A token is normalised (3 operations a value) and added; its gradient costs twice that.
     """
@@ -184,16 +184,18 @@ def concepts(mentions: int, spans: int, present: int, width: int) -> Work:
 
 
 def adamw(parameters: int) -> Work:
-    """One update of float32 parameters."""
+    """Count one update of float32 parameters."""
     return Work(_ADAMW_OPERATIONS * parameters, _ADAMW_BYTES * parameters)
 
 
 def gather(images: int, bytes_per_image: int) -> Work:
-    """Kept features of some images into a batch: read once, written once."""
+    """Count stored features of some images into a batch: read once, written once."""
     return Work(0, 2 * images * bytes_per_image)
 
 
 def decode(images: int, file_bytes: float, pixels: int, side: int) -> Work:
-    """JPEG files of `pixels` pixels to pictures of `side`: the file is read, pixels are written and read, the picture
-    is written. The arithmetic of a decoder is not counted."""  # fmt: skip
+    """Count JPEG files of `pixels` pixels to pictures of `side`, without the arithmetic of the decoder.
+
+    The file is read, pixels are written and read, the picture is written.
+    """
     return Work(0, images * (file_bytes + 2 * 3 * pixels + 3 * side**2))

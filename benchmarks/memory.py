@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks.peaks import Peak, apart
 from benchmarks.rows import Row
-from simzss.segmentation.background import Background
+from simzss.data.settings import Background
 from simzss.segmentation.classifier import Classifier
 from simzss.segmentation.inference.scores import ScoreMap
 
@@ -20,7 +20,7 @@ CASES = {"640x480": ((480, 640), (24, 32)), "2048x1024": ((1024, 2048), (24, 48)
 
 
 def run() -> list[Row]:
-    """One row for each size of image."""
+    """Return one row for each size of image."""
     rows = []
     for name, case in CASES.items():
         found = [apart(_peak, action, *case) for action in (_ours, _straightforward)]
@@ -30,7 +30,7 @@ def run() -> list[Row]:
 
 
 def _peak(action: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor], size: Shape, grid: Shape) -> float:
-    """Megabytes that `action` adds to what this process holds, at their peak."""
+    """Measure the megabytes that `action` adds to what this process holds, at their peak."""
     coarse = F.interpolate(torch.randn(1, CLASSES, 6, 6), size=grid, mode="bicubic")
     action(coarse, (64, 64))  # loads what it needs
     peak = Peak()

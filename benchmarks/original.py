@@ -1,15 +1,14 @@
-"""The training step as the original release makes it, in our own words: the baseline of `cached` and `uncached`.
+"""The training step of the original release, reimplemented: the baseline of `cached` and `uncached`.
 
 For each caption its image is decoded whole and cropped; the frozen backbone sees the whole batch at once; every caption
 is padded to the context length; concepts travel in a padded table with a fixed number of slots for each caption, whose
-empty slots are known by their value; AdamW is the plain one. Architecture, weights, tokenizer, bank and precision are
-those of ours, so that only the way differs. One process, as the release's formulas hold there.
+empty slots have a value of their own; AdamW is the plain one. Architecture, weights, tokenizer, bank and precision are
+ours, so that only the implementation differs. One process, as the release's formulas hold there.
 """
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,33 +17,35 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from simzss.losses.settings import LossSettings
 from simzss.models.simzss import SimZSS
 from simzss.training.data.encoding import EncodedCaption
+from simzss.training.settings import OptimSettings
 
 EMPTY = -1
-"""Fills slots without a concept, and places without a token."""
+"""Fills slots without a concept and entries without a token."""
 
 
 @dataclass
 class PaddedBatch:
     """B captions: `pixels` (B, 3, H, W) normalised, `input_ids` and `attention_mask` (B, L), `concept` (B, C) ids and
-    `place` (B, C, T) of their tokens, both filled up with -1."""  # fmt: skip
+    `token_index` (B, C, T) of their tokens, both filled up with -1."""  # fmt: skip
 
     pixels: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     concept: Tensor
-    place: Tensor
+    token_index: Tensor
 
     def to(self, device: torch.device) -> "PaddedBatch":
-        """On another device."""
-        parts = (self.pixels, self.input_ids, self.attention_mask, self.concept, self.place)
+        """Return a copy on another device."""
+        parts = (self.pixels, self.input_ids, self.attention_mask, self.concept, self.token_index)
         return PaddedBatch(*(part.to(device, non_blocking=device.type != "cpu") for part in parts))
 
 
 @dataclass
 class OriginalLosses:
-    """What one step computes: losses, prototypes (K, D), which of them are `present` (K,), pooled patches (B, C, D)."""
+    """Results of one step: losses, prototypes (K, D), which of them are `present` (K,), pooled patches (B, C, D)."""
 
     total: Tensor
     contrastive: Tensor
@@ -82,27 +83,27 @@ class CaptionImages(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.open(io.BytesIO(self.files[index])).convert("RGB")), index
 
 
-def padded_table(captions: Sequence[EncodedCaption], slots: int, places: int) -> tuple[Tensor, Tensor]:
-    """Concept ids (B, slots) and token places (B, slots, places) of captions, filled up with -1.
+def padded_table(captions: Sequence[EncodedCaption], slots: int, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return concept ids (B, slots) and token indices (B, slots, tokens) of captions, filled up with -1.
 
     Raises:
         ValueError: a caption has more concepts, or a concept more tokens, than the table holds.
     """
     concept = torch.full((len(captions), slots), EMPTY)
-    place = torch.full((len(captions), slots, places), EMPTY)
+    token_index = torch.full((len(captions), slots, max_tokens), EMPTY)
     for row, caption in enumerate(captions):
         if len(caption.concepts) > slots:
             raise ValueError(f"caption {row} has {len(caption.concepts)} concepts, the table {slots} slots")
         for slot, (concept_id, start, end) in enumerate(caption.concepts):
-            if end - start > places:
-                raise ValueError(f"a concept of caption {row} has {end - start} tokens, the table {places} places")
+            if end - start > max_tokens:
+                raise ValueError(f"a concept of caption {row} has {end - start} tokens, the table {max_tokens}")
             concept[row, slot] = concept_id
-            place[row, slot, : end - start] = torch.arange(start, end)
-    return concept, place
+            token_index[row, slot, : end - start] = torch.arange(start, end)
+    return concept, token_index
 
 
 def padded_text(captions: Sequence[EncodedCaption], length: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (B, length) of captions."""
+    """Return token ids and mask (B, length) of captions."""
     ids = torch.full((len(captions), length), pad_id)
     mask = torch.zeros(len(captions), length, dtype=torch.long)
     for row, caption in enumerate(captions):
@@ -117,7 +118,7 @@ def original_losses(
     pooled: Tensor,
     tokens: Tensor,
     concept: Tensor,
-    place: Tensor,
+    token_index: Tensor,
     *,
     num_concepts: int,
     logit_scale: Tensor,
@@ -125,7 +126,7 @@ def original_losses(
     pool_temperature: float,
     weight: float,
 ) -> OriginalLosses:
-    """Both losses of a batch, the concept's target being the likeliest one.
+    """Compute both losses of a batch, the concept's target being the likeliest one.
 
     Args:
         cls: (B, D) unit vectors, as `pooled` (B, D) and `patches` (B, N, D).
@@ -133,7 +134,7 @@ def original_losses(
         pooled: of the captions.
         tokens: (B, L, D) before normalisation.
         concept: (B, C) ids, -1 in empty slots.
-        place: (B, C, T) places of their tokens, -1 where there is none.
+        token_index: (B, C, T) indices of their tokens, -1 where there is none.
         num_concepts: K.
         logit_scale: factor on the cosines of images and captions.
         concept_scale: factor on the cosines of pooled patches and prototypes.
@@ -147,8 +148,8 @@ def original_losses(
 
     # A phrase is the sum of its unit token vectors, a prototype that of all phrases of its concept.
     unit = F.normalize(tokens, dim=-1)
-    rows = own[:, None, None].expand_as(place)
-    phrase = (unit[rows, place.clamp(min=0)] * (place != EMPTY)[..., None]).sum(dim=2)  # (B, C, D)
+    rows = own[:, None, None].expand_as(token_index)
+    phrase = (unit[rows, token_index.clamp(min=0)] * (token_index != EMPTY)[..., None]).sum(dim=2)  # (B, C, D)
     member = F.one_hot(concept.clamp(min=0), num_concepts) * (concept != EMPTY)[..., None]  # (B, C, K)
     prototypes = F.normalize(torch.einsum("bck,bcd->kd", member.to(phrase.dtype), phrase), dim=-1)
     present = member.sum(dim=(0, 1)) > 0
@@ -172,8 +173,8 @@ class OriginalStep:
     Args:
         model: its backbone keeps float32 weights, which autocast converts.
         num_concepts: K.
-        optim: `lr`, `betas`, `eps`, `weight_decay`.
-        loss: `concept_weight`, `concept_temperature`, `pool_temperature`.
+        optim: of AdamW; without its schedule.
+        loss: weight and temperatures.
         precision: `bf16-mixed` or `32-true`.
         device: where.
     """
@@ -182,8 +183,8 @@ class OriginalStep:
         self,
         model: SimZSS,
         num_concepts: int,
-        optim: dict[str, Any],
-        loss: dict[str, Any],
+        optim: OptimSettings,
+        loss: LossSettings,
         precision: str,
         device: torch.device,
     ) -> None:
@@ -194,13 +195,13 @@ class OriginalStep:
         self.device = device
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in learning if p.ndim > 1], "weight_decay": optim["weight_decay"]},
+            {"params": [p for p in learning if p.ndim > 1], "weight_decay": optim.weight_decay},
             {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=optim["lr"], betas=tuple(optim["betas"]), eps=optim["eps"])
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
 
     def losses(self, batch: PaddedBatch) -> OriginalLosses:
-        """The losses of a batch on the device."""
+        """Compute the losses of a batch on the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             with torch.no_grad():
                 cls, patches = _vision(self.model.backbone.model, batch.pixels)
@@ -211,16 +212,16 @@ class OriginalStep:
             F.normalize(text.pooled.float(), dim=-1),
             text.tokens.float(),
             batch.concept,
-            batch.place,
+            batch.token_index,
             num_concepts=self.num_concepts,
             logit_scale=self.model.logit_scale.exp().clamp(max=100.0),
-            concept_scale=1 / self.loss["concept_temperature"],
-            pool_temperature=self.loss["pool_temperature"],
-            weight=self.loss["concept_weight"],
+            concept_scale=1 / self.loss.concept_temperature,
+            pool_temperature=self.loss.pool_temperature,
+            weight=self.loss.concept_weight,
         )
 
     def step(self, batch: PaddedBatch) -> Tensor:
-        """Losses, gradients and an update; the loss, detached."""
+        """Update the parameters; return the loss, detached."""
         total = self.losses(batch.to(self.device)).total
         total.backward()
         self.optimizer.step()
@@ -231,7 +232,7 @@ class OriginalStep:
 def padded_batches(
     images: CaptionImages, captions: Sequence[EncodedCaption], batch_size: int, length: int, pad_id: int, workers: int
 ) -> Iterator[PaddedBatch]:
-    """Whole batches of captions in order, images decoded by so many processes.
+    """Yield whole batches of captions in order, images decoded by so many processes.
 
     Args:
         images: of the captions.
@@ -242,7 +243,7 @@ def padded_batches(
         workers: decoding processes.
     """
     slots = max(1, max(len(caption.concepts) for caption in captions))
-    places = max((end - start for caption in captions for _, start, end in caption.concepts), default=1)
+    max_tokens = max((end - start for caption in captions for _, start, end in caption.concepts), default=1)
     loader = DataLoader(
         images,
         batch_size,
@@ -253,10 +254,10 @@ def padded_batches(
     )
     for pixels, index in loader:
         chosen = [captions[i] for i in index.tolist()]
-        yield PaddedBatch(pixels, *padded_text(chosen, length, pad_id), *padded_table(chosen, slots, places))
+        yield PaddedBatch(pixels, *padded_text(chosen, length, pad_id), *padded_table(chosen, slots, max_tokens))
 
 
 def _vision(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Class token (B, D) and patches (B, N, D) of timm's ViT after its final norm."""
+    """Return class token (B, D) and patches (B, N, D) of timm's ViT after its final norm."""
     tokens = model.forward_features(pixels)  # type: ignore[operator]
-    return tokens[:, 0], tokens[:, model.num_prefix_tokens :]  # type: ignore[misc]
+    return tokens[:, 0], tokens[:, model.num_prefix_tokens :]

@@ -1,25 +1,31 @@
-"""The time of each part of our step, beside the least that its operations and bytes need on this machine."""
+"""Time of each part of our step, beside the lower bound that its operations and bytes have on this machine."""
 
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import pytorch_lightning as pl
 import torch
 
 from benchmarks import floors
 from benchmarks.floors import Work
-from benchmarks.runs import make_run, matmul_precision, synchronise
+from benchmarks.runs import make_run, matmul_precision, synchronise, with_steps
+from simzss.commands.train import TrainSettings
 from simzss.features.quantise import bytes_per_image
 from simzss.models.features import ImageFeatures, TextFeatures
 from simzss.models.simzss import SimZSS
 from simzss.training.data.batch import Batch
-from simzss.training.data.cached import CachedData
-from simzss.training.data.datamodule import StreamedData
+from simzss.training.data.cached import CachedDataModule
+from simzss.training.data.datamodule import CaptionDataModule
+from simzss.training.data.images import CachedFeatures
+from simzss.training.data.streamed import StreamDataModule
 from simzss.training.module import SimZSSModule
 
 Value = TypeVar("Value")
@@ -28,7 +34,7 @@ NAMES = ("data", "vision", "text", "loss", "optimiser")
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a machine does at most, measured: products in the precision of the towers and in float32, and memory.
+    """Measured peaks of a machine: products in the precision of the towers and in float32, and memory bandwidth.
 
     Attributes:
         towers: FLOP/s, of products in bfloat16 where the towers run in it, else in float32.
@@ -65,11 +71,11 @@ class Part:
 
     @property
     def ratio(self) -> float | None:
-        """How many times the floor it took; None without a floor."""
+        """Return the measured time over the floor; None without a floor."""
         return self.seconds / self.floor if self.floor else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON."""
+        """Return plain values for JSON."""
         return asdict(self) | {"ratio": self.ratio}
 
 
@@ -109,7 +115,7 @@ def measure_peaks(device: torch.device, precision: str, side: int | None = None,
 
 
 def timed(device: torch.device, action: Callable[[], Value]) -> tuple[Value, float]:
-    """What an action gives, and the seconds until the device has done it."""
+    """Return the result of an action, and the seconds until the device has done it."""
     synchronise(device)
     start = time.perf_counter()
     value = action()
@@ -117,23 +123,15 @@ def timed(device: torch.device, action: Callable[[], Value]) -> tuple[Value, flo
     return value, time.perf_counter() - start
 
 
-class PartsModule(SimZSSModule):
-    """The module, whose step can be handed what the towers made: then it is the losses alone."""
-
-    given: tuple[ImageFeatures, TextFeatures] | None = None
-
-    def encode_image(self, batch: Batch) -> ImageFeatures:
-        """As given, or computed."""
-        return super().encode_image(batch) if self.given is None else self.given[0]
-
-    def encode_text(self, batch: Batch) -> TextFeatures:
-        """As given, or computed."""
-        return super().encode_text(batch) if self.given is None else self.given[1]
-
-    def _log(self, *values: Any) -> None:
-        """Nothing while parts are measured: Lightning logs within its own loop only."""
-        if self.given is None:
-            super()._log(*values)
+@contextmanager
+def given(module: SimZSSModule, image: ImageFeatures, text: TextFeatures) -> Iterator[None]:
+    """Hand the step what the towers made: then it is the losses alone. Nothing is logged."""
+    with (
+        patch.object(module, "encode_image", lambda _: image),
+        patch.object(module, "encode_text", lambda _: text),
+        patch.object(module, "_log", lambda *_: None),  # Lightning logs within its own loop only
+    ):
+        yield
 
 
 class PartTimes(pl.Callback):
@@ -151,19 +149,20 @@ class PartTimes(pl.Callback):
         self.works: list[dict[str, Work]] = []
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make a few more by hand."""
-        assert isinstance(pl_module, PartsModule)
-        batches = _endless(pl_module)
+        """Make a few more steps by hand."""
+        assert isinstance(pl_module, SimZSSModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        batches = _endless(data)
         for number in range(self.repeats + 1):
             batch, seconds = measure_step(pl_module, trainer, batches)
             if number:
-                self.works.append(count_step(pl_module, batch, self.pixels))
+                self.works.append(count_step(pl_module, data, batch, self.pixels))
                 for name, value in seconds.items():
                     self.seconds[name].append(value)
         batches.close()  # type: ignore[attr-defined]
 
     def parts(self, step: str, peaks: Peaks) -> list[Part]:
-        """What was measured, beside its floors."""
+        """Return what was measured, beside its floors."""
         found = []
         for name in NAMES:
             flops = statistics.mean(work[name].flops for work in self.works)
@@ -174,25 +173,21 @@ class PartTimes(pl.Callback):
         return found
 
 
-def _endless(module: SimZSSModule) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        yield from module.data.batches(epoch)
-        epoch += 1
+def _endless(data: CaptionDataModule) -> Iterator[Batch]:
+    for epoch in count():
+        yield from data.batches(epoch)
 
 
-def measure_step(module: PartsModule, trainer: pl.Trainer, batches: Iterator[Batch]) -> tuple[Batch, dict[str, float]]:
-    """One step in parts, forward and backward of each together; the batch, and seconds by part."""
+def measure_step(module: SimZSSModule, trainer: pl.Trainer, batches: Iterator[Batch]) -> tuple[Batch, dict[str, float]]:
+    """Measure one step in parts, forward and backward of each together; return the batch, and seconds by part."""
     device, optimizer = module.device, trainer.optimizers[0]
     batch, data = timed(device, lambda: next(batches).to(device))
     with trainer.precision_plugin.train_step_context():
         image, vision = timed(device, lambda: module.encode_image(batch))
         text, text_forward = timed(device, lambda: module.encode_text(batch))
     leaves = TextFeatures(text.pooled.detach().requires_grad_(), text.tokens.detach().requires_grad_())
-    module.given = (image, leaves)
-    with trainer.precision_plugin.train_step_context():
+    with given(module, image, leaves), trainer.precision_plugin.train_step_context():
         _, loss = timed(device, lambda: module.training_step(batch, 0).backward())
-    module.given = None
     pairs = [
         (made, leaf.grad)
         for made, leaf in ((text.pooled, leaves.pooled), (text.tokens, leaves.tokens))
@@ -212,24 +207,23 @@ def measure_step(module: PartsModule, trainer: pl.Trainer, batches: Iterator[Bat
     return batch, dict(zip(NAMES, (data, vision, text_forward + backward, loss, optimiser), strict=True))
 
 
-def count_step(module: SimZSSModule, batch: Batch, pixels: int) -> dict[str, Work]:
-    """Operations and bytes of the same step, without padding; photos are of so many pixels."""
-    model, data = module.model, module.data
-    images = len(batch) if batch.image is None else len(batch.image)
+def count_step(module: SimZSSModule, data: CaptionDataModule, batch: Batch, pixels: int) -> dict[str, Work]:
+    """Count operations and bytes of the same step, without padding; photos have so many pixels."""
+    model, images = module.model, len(batch.images)
     text = floors.text_of(model.text_encoder)
     lengths = caption_lengths(batch)
     kept = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     patches, item = (model.backbone.image_size // model.backbone.stride) ** 2, floors.FULL
     work = {name: Work(0, 0) for name in NAMES}
-    if isinstance(data, CachedData):
-        facts = data.store.facts
+    if isinstance(data, CachedDataModule):
+        facts = data.store.metadata
         one = bytes_per_image(facts.storage, 1, facts.patches, facts.width)
         patches, item = facts.patches, one // (facts.patches * facts.width)
         # Where the batch is gathered: by the host before the step, or by the device within it.
-        work["data" if batch.features is not None else "vision"] += floors.gather(images, one)
+        work["data" if isinstance(batch.images, CachedFeatures) else "vision"] += floors.gather(images, one)
         if not data.store.normalised:
             work["vision"] += floors.gather(images, one)  # read as kept, written as unit vectors
-    elif isinstance(data, StreamedData):
+    elif isinstance(data, StreamDataModule):
         side = model.backbone.image_size
         work["data"] = floors.decode(images, _bytes_of_a_sample(data), pixels, side)
         shape = floors.vision_of(model.backbone)
@@ -239,17 +233,17 @@ def count_step(module: SimZSSModule, batch: Batch, pixels: int) -> dict[str, Wor
     mentions, width = len(batch.mention_concept), text.out
     work["loss"] = floors.contrastive(images, len(batch), width)
     work["loss"] += floors.pooling(mentions, images, patches, width, item)
-    work["loss"] += floors.concepts(mentions, len(batch.token), len(batch.mention_concept.unique()), width)
+    work["loss"] += floors.concepts(mentions, len(batch.token_index), len(batch.mention_concept.unique()), width)
     work["optimiser"] = floors.adamw(kept)
     return work
 
 
-def _bytes_of_a_sample(data: StreamedData) -> float:
+def _bytes_of_a_sample(data: StreamDataModule) -> float:
     return sum(Path(url).stat().st_size for url in data.urls) / data.samples
 
 
 def caption_lengths(batch: Batch) -> list[tuple[int, int]]:
-    """(captions, tokens of each) without padding."""
+    """Return (captions, tokens of each) without padding."""
     lengths: Counter[int] = Counter()
     for block in batch.text:
         lengths.update(block.attention_mask.sum(dim=1).tolist())
@@ -258,24 +252,24 @@ def caption_lengths(batch: Batch) -> list[tuple[int, int]]:
 
 def measure_parts(
     step: str,
-    overrides: Sequence[str],
+    settings: TrainSettings,
     output: Path,
     peaks: Peaks,
     repeats: int,
     pixels: int,
     model: SimZSS | None = None,
 ) -> list[Part]:
-    """The parts of one kind of step.
+    """Measure the parts of one kind of step.
 
     Args:
-        step: what to call it.
-        overrides: of the run.
+        step: its name.
+        settings: of the run.
         output: for its logs.
         peaks: of the machine.
         repeats: steps.
         pixels: of a photo.
-        model: of this configuration.
+        model: of these settings.
     """
     times = PartTimes(repeats, pixels)
-    make_run([*overrides, "trainer.max_steps=1"], output, [times], model, PartsModule).fit()
+    make_run(with_steps(settings, 1), output, [times], model).fit()
     return times.parts(step, peaks)

@@ -9,7 +9,7 @@ from simzss.device import allocator, best_device
 
 
 def apart(action: Callable[..., Any], *arguments: Any) -> Any:
-    """What an action of a module returns in a new process."""
+    """Return the result of a module's function in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(action, arguments)
 
@@ -28,13 +28,13 @@ class Peak:
             self.before = self.memory.memory_allocated(self.device)
 
     def megabytes(self) -> float:
-        """So far."""
+        """Return the peak so far."""
         if self.memory is None:
             return max(1024 * _status("VmHWM") - self.before, 1) / 2**20
         return float(self.memory.max_memory_allocated(self.device) - self.before) / 2**20
 
 
 def _status(key: str) -> int:
-    """A figure of this process in kilobytes."""
+    """Read a figure of this process in kilobytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))

@@ -15,8 +15,8 @@ from PIL import Image
 
 from simzss.concepts.bank import ConceptBank
 from simzss.concepts.concept import Caption, Concept
-from simzss.config import find_file
 from simzss.data.shards import Sample, write_shard
+from simzss.settings.compose import find_file
 
 SIZE = (640, 480)
 CAPTIONS = 5
@@ -31,7 +31,7 @@ _TAIL = ("while", "it", "is", "raining", "outside", "this", "very", "sunny", "ea
 
 
 def photo(seed: int, number: int, size: tuple[int, int] = SIZE) -> bytes:
-    """JPEG bytes of a picture that no other number has, of (width, height) pixels.
+    """Make the JPEG bytes of a picture that no other number has, of (width, height) pixels.
 
     Two windows of a large picture of noise whose amplitude falls with the frequency, as that of photos does, one minus
     half of the other, on a ground of some colour; and three boxes of other light, whose edges are sharp.
@@ -57,9 +57,10 @@ def photo(seed: int, number: int, size: tuple[int, int] = SIZE) -> bytes:
 
 
 def made_up_caption(rng: random.Random) -> Caption:
-    """A caption with as many words as COCO's have, of which the nouns are concepts of the everyday bank."""
+    """Make a caption with as many words as COCO's have, of which the nouns are concepts of the everyday bank."""
     wanted = rng.choices(list(_WORDS), list(_WORDS.values()))[0]
-    text, concepts = "", []
+    text = ""
+    concepts: list[Concept] = []
     while len(text.split()) < wanted - 3 or not concepts:
         text += f"{rng.choice(_LINKS)} " if concepts else ""
         text += f"a {rng.choice(_TRAITS)} "
@@ -74,7 +75,7 @@ def made_up_caption(rng: random.Random) -> Caption:
 
 
 def coco_like_captions(count: int, seed: int = 0) -> list[Caption]:
-    """So many captions: those of Flickr8k and COCO Captions below `SIMZSS_DATA` in turn, or made up without it."""
+    """Return captions of Flickr8k and COCO Captions below `SIMZSS_DATA` in turn, or made up without it."""
     data = os.environ.get("SIMZSS_DATA")
     rng = random.Random(seed)
     if data is None:
@@ -99,7 +100,7 @@ def write_photos(
     seed: int = 0,
     processes: int = 1,
 ) -> list[Path]:
-    """Shards of so many distinct captioned pictures, with the `index.json` that lists them; returns the shards.
+    """Write shards of distinct captioned pictures, with the `index.json` that lists them; return the shards.
 
     Args:
         folder: is made.
@@ -149,9 +150,9 @@ def _samples(
 
 
 @cache
-def _canvas(least: int) -> np.ndarray:
-    """Noise of amplitude 1 / frequency^1.3 in three channels that go mostly together; int16 around zero."""
-    side = 3 * least
+def _canvas(min_side: int) -> np.ndarray:
+    """Make noise of amplitude 1 / frequency^1.3 in three correlated channels; int16 around zero."""
+    side = 3 * min_side
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = 1

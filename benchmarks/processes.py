@@ -1,4 +1,4 @@
-"""A cached run by one or two processes: `python -m benchmarks.processes OUTPUT STEPS key=value …`.
+"""A cached run by one or two processes: `python -m benchmarks.processes OUTPUT STEPS CONFIG`.
 
 A program, since Lightning starts the second process by the same command. The first process writes the seconds of a step
 to OUTPUT.
@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.runs import step_times
+from simzss.commands.verbs import settings_of
 
 
-def main(output: str, steps: str, *overrides: str) -> None:
+def main(output: str, steps: str, config: str) -> None:
     """Train and write."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with tempfile.TemporaryDirectory() as logs:
-        watch = step_times(overrides, Path(logs), int(steps))
+        watch = step_times(settings_of("train", [], config), Path(logs), int(steps))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Path(output).write_text(json.dumps(watch.seconds_per_step), encoding="utf-8")
 

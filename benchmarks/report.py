@@ -9,13 +9,13 @@ from benchmarks.parts import Part, Peaks
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; numbers to three digits."""
+    """Return a Markdown table; numbers to three digits."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(shown, cells))} |" for cells in lines)
 
 
 def shown(value: Any) -> str:
-    """A cell."""
+    """Return the text of a cell."""
     if value is None:
         return ""
     if not isinstance(value, float):
@@ -24,7 +24,7 @@ def shown(value: Any) -> str:
 
 
 def peaks_text(peaks: Peaks) -> str:
-    """What the machine does at most, in a line."""
+    """Return the measured peaks of the machine in a line."""
     return (
         f"Measured peaks: {peaks.towers / 1e12:.3g} TFLOP/s (towers), {peaks.full / 1e12:.3g} TFLOP/s (float32), "
         f"{peaks.bandwidth / 1e9:.3g} GB/s."
@@ -32,7 +32,7 @@ def peaks_text(peaks: Peaks) -> str:
 
 
 def parts_table(parts: Sequence[Part]) -> str:
-    """Each part beside its floor, and each kind of step as a whole."""
+    """Return a table of each part beside its floor, and each kind of step as a whole."""
     rows: list[list[Any]] = []
     for step in dict.fromkeys(part.step for part in parts):
         own = [part for part in parts if part.step == step]

@@ -1,4 +1,4 @@
-"""What a benchmark is: two ways of doing the same, timed in turn."""
+"""Rows of benchmarks: two ways of doing the same, timed in turn."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def _seconds(action: Callable[[], Any]) -> float:
 
 
 def machine() -> str:
-    """Processor, cores, accelerator and versions, as every figure needs them."""
+    """Return processor, cores, accelerator and versions, as every figure needs them."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

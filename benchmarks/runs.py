@@ -1,4 +1,4 @@
-"""Training runs as `simzss train` makes them, with callbacks that hold a watch."""
+"""Training runs as `simzss train` makes them, with callbacks that measure time."""
 
 import logging
 import resource
@@ -13,12 +13,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from simzss import config as conf
-from simzss.device import allocator, allow_rounded_products, best_device, resolve_precision
+from simzss.commands.train import TrainSettings, build_training
+from simzss.device import allocator, device_of, enable_tf32, resolve_precision
 from simzss.models.simzss import SimZSS
-from simzss.training.data.datamodule import CaptionData
+from simzss.training.data.datamodule import CaptionDataModule
+from simzss.training.loggers import build_loggers
 from simzss.training.module import SimZSSModule
-from simzss.training.run import build_bank, build_data, build_model, build_module, check_settings
 from simzss.training.trainer import build_trainer
 
 NEVER = 1_000_000
@@ -26,12 +26,11 @@ NEVER = 1_000_000
 
 @dataclass
 class Run:
-    """What a run is made of."""
+    """The parts of a run."""
 
-    plain: dict[str, Any]
     precision: str
     module: SimZSSModule
-    data: CaptionData
+    data: CaptionDataModule
     trainer: pl.Trainer
 
     def fit(self) -> None:
@@ -41,44 +40,32 @@ class Run:
 
 
 def make_run(
-    overrides: Sequence[str],
-    output: Path,
-    callbacks: Sequence[pl.Callback] = (),
-    model: SimZSS | None = None,
-    kind: type[SimZSSModule] = SimZSSModule,
+    settings: TrainSettings, output: Path, callbacks: Sequence[pl.Callback] = (), model: SimZSS | None = None
 ) -> Run:
-    """The run of a configuration, without checkpoints.
+    """Build a run that writes no checkpoint.
 
     Args:
-        overrides: of `conf/train.yaml`.
-        output: gets a folder of its own with the logs of the run.
+        settings: of the run; `trainer.max_steps` ends it.
+        output: gets a folder with the logs of the run.
         callbacks: of the trainer.
-        model: a model of this configuration, to save the time of making one.
-        kind: of the module.
+        model: of these settings, to save the time of building one.
     """
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     for noisy in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero", "timm"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     output = output / f"run-{time.monotonic_ns()}"
-    quiet = ["trainer.progress_bar=false", f"trainer.checkpoint_every_n_epochs={NEVER}", f"trainer.epochs={NEVER}"]
-    plain: dict[str, Any] = conf.to_plain(conf.compose("train", [*overrides, *quiet, f"output_dir={output}"]))
-    check_settings(plain)
-    device = torch.device("cpu") if plain["trainer"]["accelerator"] == "cpu" else best_device()
-    precision = resolve_precision(plain["trainer"]["precision"], device)
-    trainer = build_trainer(plain["trainer"], output, precision, callbacks)
-    if model is None:
-        model = build_model(plain["backbone"], plain["text"], plain["seed"])
-    model.backbone.use_precision(precision)
-    bank = build_bank(plain["concepts"])
-    data = build_data(plain, model, bank, precision)
-    module = build_module(plain, model, bank, kind)
-    if plain["trainer"]["compile"]:
-        model.text_encoder.compile_body()
-    return Run(plain, precision, module, data, trainer)
+    quiet = settings.trainer.replace(progress_bar=False, checkpoint_every_n_epochs=NEVER, epochs=NEVER)
+    settings = settings.replace(trainer=quiet, output_dir=output)
+    precision = resolve_precision(quiet.precision, device_of(quiet.accelerator))
+    trainer = build_trainer(quiet, build_loggers(settings.logger, output), output, precision, callbacks)
+    module, data = build_training(settings, precision, model)
+    if quiet.compile:
+        module.model.text_encoder.compile_body()
+    return Run(precision, module, data, trainer)
 
 
 class StepTimes(pl.Callback):
-    """Seconds of the first step, with all that comes before it, and of the others together.
+    """Measures the first step, all that comes before it, and the other steps together.
 
     The device is waited for after the first and after the last step only: within, batches are prefetched as ever.
     """
@@ -90,7 +77,7 @@ class StepTimes(pl.Callback):
         self.peak_memory = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All is ready, but no batch."""
+        """Take the time before the first batch."""
         synchronise(pl_module.device)
         self.training = time.perf_counter()
 
@@ -105,47 +92,50 @@ class StepTimes(pl.Callback):
 
     @property
     def seconds_before(self) -> float:
-        """From the making of this watch to the first step: features are loaded, captions encoded."""
+        """Return the seconds from the construction to the first step: features are loaded, captions encoded."""
         return self.training - self.began
 
     @property
     def seconds_first(self) -> float:
-        """Of the first step."""
+        """Return the seconds of the first step."""
         return self.first - self.training
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the steps after the first."""
+        """Return the seconds of each step after the first."""
         return (self.last - self.first) / max(1, self.steps - 1)
 
 
-def step_times(
-    overrides: Sequence[str], output: Path, steps: int, model: SimZSS | None = None, more: Sequence[pl.Callback] = ()
-) -> StepTimes:
-    """Train for `steps` steps after the first one, and say what they took."""
+def step_times(settings: TrainSettings, output: Path, steps: int, model: SimZSS | None = None) -> StepTimes:
+    """Train for `steps` steps after the first one and return their times."""
     watch = StepTimes()
-    make_run([*overrides, f"trainer.max_steps={steps + 1}"], output, [watch, *more], model).fit()
+    make_run(with_steps(settings, steps + 1), output, [watch], model).fit()
     return watch
 
 
+def with_steps(settings: TrainSettings, steps: int) -> TrainSettings:
+    """Return settings of a run of so many steps."""
+    return settings.replace(trainer=settings.trainer.replace(max_steps=steps))
+
+
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this program has held: of the device's memory, or of the host's without one."""
+    """Return the peak memory of this program in bytes: of the device, or of the host without one."""
     if (memory := allocator(device)) is not None:
         return int(memory.max_memory_allocated(device))
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for all that the device was told to do."""
+    """Wait for the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Float32 products as a run of this precision has them."""
+    """Compute float32 products as a run of this precision does."""
     before = torch.get_float32_matmul_precision()
-    allow_rounded_products(precision)
+    enable_tf32(precision)
     try:
         yield
     finally:

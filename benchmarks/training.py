@@ -1,4 +1,4 @@
-"""Rows `text_tower`, `cached_training`, `uncached_training`, and what a step of training costs part by part.
+"""Rows `text_tower`, `cached_training`, `uncached_training`, and the cost of a training step part by part.
 
 All on the shapes of the paper's run (DINOv2 ViT-B/14 with registers, its text tower) with random weights, which take as
 long as trained ones. Photos are made up, of COCO's size; captions are those of Flickr8k and COCO Captions below
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from benchmarks.roofline import PICTURE, draw
 from benchmarks.rows import Row, machine, throughput
 from benchmarks.runs import step_times
 from benchmarks.steps import KINDS, Setting, compare_steps, cores
-from simzss import config as conf
+from simzss.commands import cache
+from simzss.commands.train import TrainSettings, build_bank
+from simzss.commands.verbs import settings_of
 from simzss.device import resolve_precision
-from simzss.features.build import run_cache
-from simzss.models.simzss import SimZSS
+from simzss.models.build import build_model
+from simzss.settings.files import save
 from simzss.training.data.batch import TextBlock, collate
 from simzss.training.data.encoding import CaptionEncoder, EncodedCaption
-from simzss.training.run import build_bank, build_model
+from simzss.training.data.images import Pixels
 
 OUTPUT = Path("outputs/bench_training")
 COMMAND = "make bench BENCH=training"
@@ -47,7 +50,7 @@ LENGTHS = (8, 16, 32, 77)
 
 
 def run() -> list[Row]:
-    """All rows; writes the tables and draws the picture."""
+    """Measure all rows, write the tables and draw the picture."""
     with tempfile.TemporaryDirectory() as name:
         rows = Training(Path(name)).run()
     draw(json.loads(OUTPUT.with_suffix(".json").read_text(encoding="utf-8")), PICTURE)
@@ -82,15 +85,15 @@ class Training:
         common = ("experiment=coco_vitb14", *self.backbone, "trainer.accelerator=cpu", "trainer.devices=1", *more)
         shards = str(folder / "shards" / "*.tar")
         self.setting = Setting(common, shards, folder / "features", folder / "logs", workers=cores())
-        plain = conf.to_plain(conf.compose("train", self.setting.cached(batch)))
-        self.model: SimZSS = build_model(plain["backbone"], plain["text"], plain["seed"])
-        self.encoder = CaptionEncoder(self.model.text_encoder, build_bank(plain["concepts"]))
+        settings = self.setting.cached(batch)
+        self.model = build_model(settings.backbone, settings.proxy, settings.text, settings.seed)
+        self.encoder = CaptionEncoder(self.model.text_encoder, build_bank(settings.concepts))
         self.captions = self.encoder.encode(captions)
         self.device = torch.device("cpu")
-        self.precision = resolve_precision(plain["trainer"]["precision"], self.device)
+        self.precision = resolve_precision(settings.trainer.precision, self.device)
 
     def run(self, output: Path = OUTPUT, scaling: bool = True) -> list[Row]:
-        """All rows; the tables to `output`.md and .json."""
+        """Measure all rows; the tables go to `output`.md and .json."""
         peaks = measure_peaks(self.device, self.precision)
         self.make_cache(self.setting.features, self.setting.shards)
         rows, speeds = self.rows()
@@ -114,13 +117,13 @@ class Training:
         return rows
 
     def make_cache(self, output: Path, shards: str | list[str]) -> float:
-        """Build a cache by the program's own function; the seconds that it took."""
+        """Build a cache as `simzss cache` does; return the seconds that it took."""
         pattern = shards if isinstance(shards, str) else f"[{','.join(shards)}]"
         wanted = [*self.backbone, f"data.shards={pattern}", f"data.num_workers={cores()}", f"output={output}"]
-        return run_cache(conf.compose("cache", [*wanted, "accelerator=cpu"])).seconds
+        return cache.run(settings_of("cache", [*wanted, "accelerator=cpu"])).seconds
 
     def rows(self) -> tuple[list[Row], dict[str, list[float]]]:
-        """The rows, and samples a second of each kind of step run by run."""
+        """Return the rows, and samples a second of each kind of step run by run."""
         speeds = compare_steps(self.setting, self.batch, 3, STEPS, self.model)
         rows = [self.text_tower()]
         for kind in ("cached", "uncached"):
@@ -130,9 +133,9 @@ class Training:
         return rows, speeds
 
     def text_tower(self) -> Row:
-        """Real captions forward and backward: in our blocks, and all padded to the context length."""
+        """Time real captions forward and backward: in our blocks, and all padded to the context length."""
         some = self.captions[:: max(1, len(self.captions) // (2 * self.batch))][: 2 * self.batch]
-        blocks = collate(some, self.encoder.pad_id).text
+        blocks = collate(some, self.encoder.pad_id, Pixels(torch.empty(0))).text
         padded = TextBlock(*padded_text(some, self.encoder.context_length, self.encoder.pad_id))
         return throughput(
             "training",
@@ -145,7 +148,7 @@ class Training:
         )
 
     def text_step(self, blocks: Sequence[TextBlock]) -> None:
-        """Both ways through the text tower, every token projected."""
+        """Go both ways through the text tower, every token projected."""
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             made = [self.model.encode_text(block.input_ids, block.attention_mask) for block in blocks]
@@ -154,7 +157,7 @@ class Training:
         self.model.zero_grad()
 
     def parts(self, peaks: Peaks) -> list[Part]:
-        """Of the cached and of the uncached step."""
+        """Measure the parts of the cached and of the uncached step."""
         pixels = SIZE[0] * SIZE[1]
         output = self.setting.output
         cached = measure_parts("cached", self.setting.cached(self.batch), output, peaks, 4, pixels, self.model)
@@ -163,12 +166,12 @@ class Training:
         )
 
     def processes(self) -> list[dict[str, Any]]:
-        """One process against two, each with one thread; the batch is the same, and shared."""
+        """Measure one process against two, each with one thread; the batch is the same, and shared."""
         found = []
         for devices in (1, 2):
-            result = self.folder / f"processes-{devices}.json"
-            overrides = self.setting.cached(self.batch, f"trainer.devices={devices}")
-            command = [sys.executable, "-m", "benchmarks.processes", str(result), "3", *overrides]
+            result, config = self.folder / f"processes-{devices}.json", self.folder / f"processes-{devices}.yaml"
+            save(self.setting.cached(self.batch, f"trainer.devices={devices}"), config)
+            command = [sys.executable, "-m", "benchmarks.processes", str(result), "3", str(config)]
             # Each waits for the other: a thread that spins meanwhile would take the other's core.
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             ended = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -179,15 +182,15 @@ class Training:
         return found
 
     def batches(self) -> list[dict[str, Any]]:
-        """Cached steps as the batch grows."""
+        """Measure cached steps as the batch grows."""
         found = []
         for batch in [size * self.batch // BATCH for size in BATCHES]:
-            seconds = self.cached_seconds(self.setting, batch)
+            seconds = self.seconds_per_step(self.setting.cached(batch))
             found.append({"batch": batch, "seconds": seconds, "samples/s": batch / seconds})
         return found
 
     def tokens(self, peaks: Peaks) -> list[dict[str, Any]]:
-        """The text tower both ways as captions of one length grow."""
+        """Measure the text tower both ways as captions of one length grow."""
         found = []
         shape = floors.text_of(self.model.text_encoder)
         for length in [length for length in LENGTHS if length <= self.encoder.context_length]:
@@ -203,33 +206,32 @@ class Training:
         return found
 
     def numbers(self) -> list[dict[str, Any]]:
-        """Caches of more and more images: the time to make one, its size, and a step from it."""
+        """Measure caches of more and more images: the time to make one, its size, and a step from it."""
         found = []
         shards = sorted((self.folder / "shards").glob("*.tar"))
         for count in (1, 2, 4):
             folder = self.folder / f"features-{count}"
             seconds = self.make_cache(folder, [str(path) for path in shards[:count]])
             images = json.loads((folder / "index.json").read_text(encoding="utf-8"))["images"]
-            setting = Setting(self.setting.common, self.setting.shards, folder, self.setting.output, cores())
-            step = self.cached_seconds(setting, self.batch)
+            step = self.seconds_per_step(replace(self.setting, features=folder).cached(self.batch))
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
             found.append({"images": images, "making": seconds, "MB": size / 1e6, "step": step})
         return found
 
-    def cached_seconds(self, setting: Setting, batch: int) -> float:
-        """Of a cached step."""
-        return step_times(setting.cached(batch), setting.output, 3, self.model).seconds_per_step
+    def seconds_per_step(self, settings: TrainSettings) -> float:
+        """Measure a step."""
+        return step_times(settings, self.setting.output, 3, self.model).seconds_per_step
 
 
 def speed_table(speeds: dict[str, list[float]], batch: int) -> str:
-    """Medians of the runs, and times the original."""
+    """Return the medians of the runs, and their ratio to the original."""
     base = statistics.median(speeds["original"])
     rows = [[kind, statistics.median(speeds[kind]), statistics.median(speeds[kind]) / base] for kind in KINDS]
     return f"Batch {batch}.\n\n" + table(["step", "samples/s", "times the original"], rows)
 
 
 def scaling_tables(scales: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-    """Section by section."""
+    """Return the sections of the report."""
     titles = {
         "processes": "One process and two: cached steps of the same batch, one thread a process (gloo)",
         "batch": "Cached steps as the batch grows",

@@ -1,21 +1,20 @@
 """Make the train-id masks of Cityscapes' validation images.
 
-    python -m data_prep.cityscapes root=cityscapes
-
-`root` holds leftImg8bit/val and gtFine/val of the official downloads. Label images are renumbered; where one is
-missing, its polygons are drawn.
+Label images are renumbered to train ids (0 to 18, 255 not evaluated); where one is missing, its polygons are drawn.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_prep.mask_files import IGNORE, Job, find_folder, make_masks, print_reports, read_json, read_labels, relabel
-from simzss.config import parse_program
-from simzss.errors import InputError, nearest, run_program
+from simzss import cli
+from simzss.errors import DataError, nearest
+from simzss.settings.base import Settings
+from simzss.settings.program import parse
+
+from .mask_files import IGNORE, Job, find_folder, make_masks, print_reports, read_json, read_labels, relabel
 
 OFFICIAL = 500
 LABELS = (
@@ -24,54 +23,54 @@ LABELS = (
     "polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck",
     "bus", "caravan", "trailer", "train", "motorcycle", "bicycle",
 )  # fmt: skip
-"""The official labels; place = label id."""
+"""Official labels; index = label id."""
 
 EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""Label ids of the classes in conf/names/cityscapes.txt, in its order; place = train id."""
+"""Label ids of the classes in conf/names/cityscapes.txt, in its order; index = train id."""
 
 NOT_DRAWN = "license plate"  # has the id -1: what lies below it stays
 TABLE = dict.fromkeys(range(len(LABELS)), IGNORE) | {label: index for index, label in enumerate(EVALUATED)}
 
 
-@dataclass
-class CityscapesConfig:
-    """Cityscapes labels -> gtFine/val/<city>/*_gtFine_labelTrainIds.png (0 to 18, 255 not evaluated).
+class CityscapesSettings(Settings):
+    """Make the train-id masks of Cityscapes' validation images: gtFine/val/<city>/*_gtFine_labelTrainIds.png.
 
-    root: folder with leftImg8bit and gtFine
-    overwrite: makes finished masks again
+    simzss prep cityscapes root=cityscapes
     """
 
-    root: str = "???"
+    root: Path
+    """folder with leftImg8bit/val and gtFine/val of the official downloads"""
     overwrite: bool = False
+    """make finished masks again"""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read arguments, renumber or draw, report."""
-    config = parse_program(CityscapesConfig)
-    root = Path(config.root)
+    settings = parse(CityscapesSettings, arguments)
+    root = settings.root
     photos = find_folder(f"root={root}", [root / "leftImg8bit/val"], "it comes with leftImg8bit_trainvaltest.zip")
     labels = find_folder(f"root={root}", [root / "gtFine/val"], "it comes with gtFine_trainvaltest.zip")
     names = _names(photos, "_leftImg8bit.png")
     for kind in ("labelIds.png", "polygons.json"):
         names |= _names(labels, f"_gtFine_{kind}")
     jobs = [_job(photos, labels, name) for name in sorted(names)]
-    print_reports([make_masks(jobs, TABLE.values(), "val", OFFICIAL, config.overwrite)])
+    print_reports([make_masks(jobs, TABLE.values(), "val", OFFICIAL, settings.overwrite)])
 
 
 def renumber(path: Path) -> np.ndarray:
-    """Mask (H, W) uint8 of a label image.
+    """Return the mask (H, W) uint8 of a label image.
 
     Raises:
-        InputError: unreadable, or a label that is none of the official ones.
+        DataError: unreadable, or a label that is none of the official ones.
     """
     return relabel(read_labels(path), TABLE, path)
 
 
 def draw(path: Path) -> np.ndarray:
-    """Mask (H, W) uint8 of a file of polygons: later ones cover earlier ones, as in the official label images.
+    """Draw the mask (H, W) uint8 of a file of polygons: later ones cover earlier ones, as in the official images.
 
     Raises:
-        InputError: unreadable, of another shape, or a label that is none of the official ones.
+        DataError: unreadable, of another shape, or a label that is none of the official ones.
     """
     content = read_json(path)
     try:
@@ -85,16 +84,16 @@ def draw(path: Path) -> np.ndarray:
             if thing.get("deleted") or name == NOT_DRAWN:
                 continue
             if name not in LABELS:
-                raise InputError(f"{path}: label {thing['label']} is unknown; {nearest(name, LABELS)}")
+                raise DataError(f"{path}: label {thing['label']} is unknown; {nearest(name, LABELS)}")
             pen.polygon([(x, y) for x, y in thing["polygon"]], fill=LABELS.index(name))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path} holds no Cityscapes polygons: it needs imgHeight, imgWidth and objects[] with label "
+        raise DataError(f"{path} holds no Cityscapes polygons: it needs imgHeight, imgWidth and objects[] with label "
                          f"and polygon ({error!r})") from error  # fmt: skip
     return relabel(np.asarray(image), TABLE, path)
 
 
 def _job(photos: Path, labels: Path, name: str) -> Job:
-    """How to make one mask; `name` is <city>/<image>."""
+    """Return the job of one mask; `name` is <city>/<image>."""
     pixels, polygons = labels / f"{name}_gtFine_labelIds.png", labels / f"{name}_gtFine_polygons.json"
     source, make = (polygons, draw) if polygons.is_file() and not pixels.is_file() else (pixels, renumber)
     photo, mask = photos / f"{name}_leftImg8bit.png", labels / f"{name}_gtFine_labelTrainIds.png"
@@ -102,9 +101,9 @@ def _job(photos: Path, labels: Path, name: str) -> Job:
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
-    """<city>/<image> of the files that end in `suffix`."""
+    """Return <city>/<image> of the files that end in `suffix`."""
     return {path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.glob(f"*/*{suffix}")}
 
 
 if __name__ == "__main__":
-    run_program(main)
+    cli.run_module(main)

@@ -1,20 +1,21 @@
 """Renumber the pixel maps of COCO-Stuff to its 171 classes.
 
-    python -m data_prep.coco_stuff root=coco
-
-`root` holds images/val2017 of the COCO 2017 download and the maps of stuffthingmaps_trainval2017.zip, unpacked there
-or, as the set's authors advise, in `root`/annotations. With part=train2017 the same for the photos to train on.
+The maps are unpacked into `root` or, as the set's authors advise, into `root`/annotations. Masks hold 0 to 170, and 255
+for unlabelled pixels.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from data_prep.mask_files import IGNORE, Job, find_folder, make_masks, print_reports, read_labels, relabel
-from simzss.config import parse_program
-from simzss.errors import InputError, nearest, run_program
+from simzss import cli
+from simzss.errors import DataError
+from simzss.settings.base import Settings
+from simzss.settings.program import parse
+
+from .mask_files import IGNORE, Job, find_folder, make_masks, print_reports, read_labels, relabel
 
 OFFICIAL = {"val2017": 5000, "train2017": 118_287}
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
@@ -26,33 +27,31 @@ TABLE = {
 """Value in a pixel map (category id less 1) -> line in conf/names/coco_stuff.txt, from 0."""
 
 
-@dataclass
-class CocoStuffConfig:
-    """COCO-Stuff pixel maps -> annotations/<part>/<id>_labelTrainIds.png (0 to 170, 255 unlabelled).
+class CocoStuffSettings(Settings):
+    """Renumber the pixel maps of COCO-Stuff to its 171 classes: annotations/<part>/<id>_labelTrainIds.png.
 
-    root: folder with images/<part>; gets the masks
-    part: val2017 to measure on, train2017 to train on
-    maps: folder of the pixel maps <id>.png; null looks for them in `root`
-    overwrite: makes finished masks again
+    simzss prep coco_stuff root=coco
     """
 
-    root: str = "???"
-    part: str = "val2017"
-    maps: str | None = None
+    root: Path
+    """folder with images/<part> of COCO 2017; gets the masks"""
+    part: Literal["val2017", "train2017"] = "val2017"
+    """val2017 to measure on, train2017 to train on"""
+    maps: Path | None = None
+    """folder of the pixel maps <id>.png of stuffthingmaps_trainval2017.zip; null: looked for in `root`"""
     overwrite: bool = False
+    """make finished masks again"""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read arguments, renumber, report."""
-    config = parse_program(CocoStuffConfig)
-    root, part = Path(config.root), config.part
-    if part not in OFFICIAL:
-        raise InputError(f"part={part} is unknown; {nearest(part, OFFICIAL)}")
+    settings = parse(CocoStuffSettings, arguments)
+    root, part = settings.root, settings.part
     photos = find_folder(f"root={root}", [root / "images" / part], f"it gets the photos of {part}.zip")
-    maps = Path(config.maps) if config.maps else _find_maps(root, part)
+    maps = settings.maps or _find_maps(root, part)
     names = _names(maps, ".png")
     if not names:
-        raise InputError(f"maps={maps} holds no pixel map <id>.png of stuffthingmaps_trainval2017.zip")
+        raise DataError(f"maps={maps} holds no pixel map <id>.png of stuffthingmaps_trainval2017.zip")
     masks = root / "annotations" / part
     jobs = [
         Job(
@@ -62,32 +61,32 @@ def main() -> None:
         )
         for name in sorted(names | _names(photos, ".jpg"))
     ]
-    print_reports([make_masks(jobs, TABLE.values(), part, OFFICIAL[part], config.overwrite)])
+    print_reports([make_masks(jobs, TABLE.values(), part, OFFICIAL[part], settings.overwrite)])
 
 
 def draw(path: Path) -> np.ndarray:
-    """Mask (H, W) uint8 of a pixel map.
+    """Return the mask (H, W) uint8 of a pixel map.
 
     Raises:
-        InputError: unreadable, or a label that is no category.
+        DataError: unreadable, or a label that is no category.
     """
     return relabel(read_labels(path), TABLE, path)
 
 
 def _find_maps(root: Path, part: str) -> Path:
-    """The folder of pixel maps: unpacked into `root`, or among the annotations."""
+    """Find the folder of pixel maps: unpacked into `root`, or among the annotations."""
     candidates = [root / inside / part for inside in ("stuffthingmaps_trainval2017", ".", "annotations")]
     for folder in candidates:
         if _names(folder, ".png"):
             return folder
-    raise InputError(f"root={root} holds no pixel map <id>.png in "
+    raise DataError(f"root={root} holds no pixel map <id>.png in "
                      f"{', '.join(str(folder.relative_to(root)) for folder in candidates)}; give maps=DIR")  # fmt: skip
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
-    """Names of the images of a folder: digits alone, which leaves out masks that lie beside the maps."""
+    """Return the names of a folder's images: digits alone, which leaves out masks that lie beside the maps."""
     return {path.stem for path in folder.glob(f"*{suffix}") if path.stem.isdecimal()}
 
 
 if __name__ == "__main__":
-    run_program(main)
+    cli.run_module(main)

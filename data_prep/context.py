@@ -1,23 +1,26 @@
 """Draw the masks of PASCAL Context: its 59 frequent classes from the annotations of the detail API.
 
-    python -m data_prep.context root=VOCdevkit
-
-`root` holds VOC2010/JPEGImages of the PASCAL VOC 2010 download, and trainval_merged.json.
+Masks hold 0 for background and 1 to 59; ImageSets/SegmentationContext gets a list of the images of each phase.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from data_prep.coco_regions import decode_region
-from data_prep.mask_files import Job, Report, find_folder, make_masks, print_reports, read_json, write_whole
+from simzss import cli
 from simzss.concepts.bank import read_entries
-from simzss.config import CONF_DIR, parse_program
-from simzss.errors import InputError, nearest, run_program
+from simzss.errors import DataError
+from simzss.settings.base import Settings
+from simzss.settings.compose import CONF_DIR
+from simzss.settings.program import parse
+
+from .mask_files import Job, Report, find_folder, make_masks, print_reports, read_json, save_file
+from .regions import decode_region
 
 CATEGORIES = (
     2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159,
@@ -32,20 +35,20 @@ VALUES = {category: value for value, category in enumerate(CATEGORIES, start=1)}
 OFFICIAL = {"train": 4996, "val": 5104}
 
 
-@dataclass
-class ContextConfig:
-    """PASCAL Context -> VOC2010/SegmentationClassContext (0 background, 1 to 59) and ImageSets/SegmentationContext.
+class ContextSettings(Settings):
+    """Draw the masks of PASCAL Context: VOC2010/SegmentationClassContext, and the splits.
 
-    root: folder VOCdevkit, or VOC2010 in it
-    annotations: trainval_merged.json; null looks for it in VOC2010 and beside it
-    phases: which images, [train,val] or one of them
-    overwrite: draws finished masks again
+    simzss prep context root=VOCdevkit
     """
 
-    root: str = "???"
-    annotations: str | None = None
-    phases: list[str] = field(default_factory=lambda: list(OFFICIAL))
+    root: Path
+    """folder VOCdevkit, or VOC2010 in it, with JPEGImages of the PASCAL VOC 2010 download"""
+    annotations: Path | None = None
+    """trainval_merged.json of the detail API; null: looked for in VOC2010 and beside it"""
+    phases: Annotated[list[Literal["train", "val"]], Field(min_length=1)] = ["train", "val"]
+    """which images"""
     overwrite: bool = False
+    """draw finished masks again"""
 
 
 @dataclass(frozen=True)
@@ -59,36 +62,33 @@ class Picture:
     regions: list[tuple[Any, int, Any]] = field(default_factory=list)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read arguments, draw, write the splits, report."""
-    config = parse_program(ContextConfig)
-    unknown = [phase for phase in config.phases if phase not in OFFICIAL]
-    if unknown or not config.phases:
-        raise InputError(f"phases={config.phases}: {nearest(unknown[0] if unknown else '', OFFICIAL)}")
-    root = Path(config.root)
+    settings = parse(ContextSettings, arguments)
+    root = settings.root
     candidates = [root / inside / "JPEGImages" for inside in (".", "VOC2010", "VOCdevkit/VOC2010")]
     photos = find_folder(f"root={root}", candidates, "give VOCdevkit, which holds VOC2010/JPEGImages")
     folder = photos.parent
-    path = Path(config.annotations) if config.annotations else _find_annotations(folder)
+    path = settings.annotations or _find_annotations(folder)
     pictures = read_annotations(path)
     counts = Counter(picture.phase for picture in pictures)
     print(f"{path}: {', '.join(f'{count:,} images of phase {phase}' for phase, count in sorted(counts.items()))}")
     reports = []
-    for phase in dict.fromkeys(config.phases):
-        report = _make_phase(pictures, phase, folder, path, config.overwrite)
+    for phase in dict.fromkeys(settings.phases):
+        report = _make_phase(pictures, phase, folder, path, settings.overwrite)
         if report.done:
             names = "".join(f"{mask.stem}\n" for mask in report.done)
             split = folder / "ImageSets" / "SegmentationContext" / f"{phase}.txt"
-            write_whole(split, partial(Path.write_text, data=names, encoding="utf-8"))
+            save_file(split, names.encode())
         reports.append(report)
     print_reports(reports)
 
 
 def read_annotations(path: Path) -> list[Picture]:
-    """Images of `trainval_merged.json` in the order of the file.
+    """Read the images of `trainval_merged.json` in the order of the file.
 
     Raises:
-        InputError: missing, of another shape, an id that nothing belongs to, or classes under other ids.
+        DataError: missing, of another shape, an id that nothing belongs to, or classes under other ids.
     """
     content = read_json(path)
     try:
@@ -102,41 +102,41 @@ def read_annotations(path: Path) -> list[Picture]:
         for annotation in content["annos_segmentation"]:
             number, category = annotation["id"], annotation["category_id"]
             if category not in categories:
-                raise InputError(f"{path}: annotation {number} has category {category}, which is not in its categories")
+                raise DataError(f"{path}: annotation {number} has category {category}, which is not in its categories")
             if annotation["image_id"] not in pictures:
-                raise InputError(f"{path}: annotation {number} is of image {annotation['image_id']}, which is not "
+                raise DataError(f"{path}: annotation {number} is of image {annotation['image_id']}, which is not "
                                  "in its images")  # fmt: skip
             pictures[annotation["image_id"]].regions.append((number, category, annotation["segmentation"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} is no annotation file of the detail API: it needs images[] with image_id, file_name, "
+        raise DataError(f"{path} is no annotation file of the detail API: it needs images[] with image_id, file_name, "
                          "phase, height and width, categories[] with category_id and name, annos_segmentation[] with "
                          f"id, image_id, category_id and segmentation ({error!r})") from error  # fmt: skip
     for number, name in zip(CATEGORIES, class_names(), strict=True):
         # The file writes "pottedplant" and "tvmonitor".
         found = categories.get(number, "nothing")
         if found.replace(" ", "") != name.replace(" ", ""):
-            raise InputError(f"{path}: category {number} is {found}, in PASCAL Context it is {name}")
+            raise DataError(f"{path}: category {number} is {found}, in PASCAL Context it is {name}")
     return list(pictures.values())
 
 
 def draw(picture: Picture, path: Path) -> np.ndarray:
-    """Mask (H, W) uint8: later annotations cover earlier ones, other classes are background.
+    """Draw a mask (H, W) uint8: later annotations cover earlier ones, other classes are background.
 
     Raises:
-        InputError: a region is broken, or of an image of another size; names `path`.
+        DataError: a region is broken, or of an image of another size; names `path`.
     """
     mask = np.zeros((picture.height, picture.width), dtype=np.uint8)
     for number, category, segmentation in picture.regions:
         try:
             region = decode_region(segmentation, picture.height, picture.width)
         except ValueError as error:
-            raise InputError(f"{path}: annotation {number}: {error}") from error
+            raise DataError(f"{path}: annotation {number}: {error}") from error
         mask[region] = VALUES.get(category, 0)
     return mask
 
 
 def class_names() -> list[str]:
-    """The 59 classes in the order of mask values."""
+    """Return the 59 classes in the order of mask values."""
     return [entry.name for entry in read_entries(CONF_DIR / "names/context59.txt")]
 
 
@@ -161,4 +161,4 @@ def _find_annotations(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    cli.run_module(main)

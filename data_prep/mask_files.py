@@ -1,19 +1,18 @@
-"""Index masks as PNG files: written whole or not at all, finished ones kept, every missing image counted and named."""
+"""Write index masks as PNG files: finished ones are kept, every missing image is counted and named."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from simzss.errors import InputError
+from simzss.atomic import atomic_write
+from simzss.errors import DataError
+from simzss.progress import progress
 
 IGNORE = 255
 _LISTED = 10  # names that a line lists at most
@@ -23,7 +22,7 @@ _LISTED = 10  # names that a line lists at most
 class Job:
     """One mask to make.
 
-    Args:
+    Attributes:
         needs: files without which it cannot be made, the photo first.
         mask: file to write.
         draw: renders the mask (H, W) uint8; called only when it is needed.
@@ -38,9 +37,15 @@ class Job:
 
 @dataclass
 class Report:
-    """What became of the images of one split: mask files made, kept, and made again because they could not be read.
+    """Count the images of one split.
 
-    `missing` names what kept an image out; `official` is the number of images that the split's publication gives.
+    Attributes:
+        title: name of the split.
+        official: number of images that its publication gives.
+        made: new masks.
+        kept: finished masks.
+        repaired: masks that were made again because they could not be read or did not fit.
+        missing: files whose lack kept an image out.
     """
 
     title: str
@@ -52,21 +57,28 @@ class Report:
 
     @property
     def done(self) -> list[Path]:
-        """All masks that are there now, sorted."""
+        """Return all masks that are there now, sorted."""
         return sorted(self.made + self.kept + self.repaired)
 
 
 def make_masks(jobs: Sequence[Job], labels: Iterable[int], title: str, official: int, overwrite: bool) -> Report:
-    """Make the masks that are not there yet; `labels` are all values that a mask may hold.
+    """Make the masks that are not there yet.
 
     A finished mask is kept if it can be read, has the size of its photo and holds no other label.
 
+    Args:
+        jobs: one for each mask.
+        labels: all values that a mask may hold.
+        title: name of the split.
+        official: see `Report`.
+        overwrite: make finished masks again.
+
     Raises:
-        InputError: an annotation does not fit its photo, or a mask cannot be written.
+        DataError: an annotation does not fit its photo, or a mask cannot be written.
     """
     report = Report(title, official)
     allowed = np.isin(np.arange(256), list(labels))
-    for job in track(jobs, description=title, console=Console(stderr=True)):
+    for job in progress(jobs, len(jobs), title):
         absent = [path.name for path in job.needs if not path.is_file()]
         size = None if absent else photo_size(job.needs[0])
         if size is None:
@@ -85,10 +97,10 @@ def make_masks(jobs: Sequence[Job], labels: Iterable[int], title: str, official:
 
 
 def print_reports(reports: Sequence[Report]) -> None:
-    """Say what was done and what is missing.
+    """Print what was done and what is missing.
 
     Raises:
-        InputError: there is not one mask.
+        DataError: there is not one mask.
     """
     for report in reports:
         done, made, kept = len(report.done), len(report.made), len(report.kept)
@@ -102,38 +114,33 @@ def print_reports(reports: Sequence[Report]) -> None:
                   f"{_shorten(report.missing)}", file=sys.stderr)  # fmt: skip
     if not any(report.done for report in reports):
         missing = [name for report in reports for name in report.missing]
-        raise InputError(f"no mask could be made; missing: {_shorten(missing) or 'images'}")
+        raise DataError(f"no mask could be made; missing: {_shorten(missing) or 'images'}")
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
-    """Write an index mask (H, W) uint8 as grey PNG; a rename makes it visible in one step.
+    """Write an index mask (H, W) uint8 as grey PNG, whole or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        DataError: it cannot be written.
     """
-    write_whole(path, lambda partial: Image.fromarray(mask).save(partial, format="PNG"))
+    save_file(path, lambda stream: Image.fromarray(mask).save(stream, format="PNG"))
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, which then takes its name.
+def save_file(path: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
+    """Write a file, in a folder that is made where it is missing, whole or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        DataError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        atomic_write(path, content, durable=False)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def photo_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) by the header of an image file, None if it cannot be read."""
+    """Return (height, width) by the header of an image file, None if it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -142,10 +149,10 @@ def photo_size(path: Path) -> tuple[int, int] | None:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """The stored values (H, W) uint8 of a palette or grey image.
+    """Read the stored values (H, W) uint8 of a palette or grey image.
 
     Raises:
-        InputError: unreadable, or no image of indices.
+        DataError: unreadable, or no image of indices.
     """
     try:
         with Image.open(path) as image:
@@ -153,63 +160,63 @@ def read_labels(path: Path) -> np.ndarray:
             labels = np.asarray(image)
             mode = image.mode
     except Exception as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise InputError(f"{path} is an image of mode {mode}, not of 8-bit labels")
+        raise DataError(f"{path} is an image of mode {mode}, not of 8-bit labels")
     return labels
 
 
 def relabel(labels: np.ndarray, table: Mapping[int, int], path: Path) -> np.ndarray:
-    """Labels (H, W) exchanged by the table, uint8.
+    """Return labels (H, W) uint8 exchanged by the table.
 
     Raises:
-        InputError: a label that the table lacks; names `path`.
+        DataError: a label that the table lacks; names `path`.
     """
     lookup = np.full(256, -1, dtype=np.int16)
     lookup[list(table)] = list(table.values())
     exchanged = lookup[labels]
     if (exchanged < 0).any():
-        raise InputError(f"{path} has label {int(labels[exchanged < 0][0])}, which the official table does not hold")
+        raise DataError(f"{path} has label {int(labels[exchanged < 0][0])}, which the official table does not hold")
     return exchanged.astype(np.uint8)
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        InputError: missing or broken.
+        DataError: missing or broken.
     """
     try:
         with path.open(encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
+        raise DataError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}") from error
+        raise DataError(f"{path} is not readable JSON: {error}") from error
 
 
 def find_folder(key: str, candidates: Sequence[Path], what: str) -> Path:
-    """The first of these folders that exists.
+    """Return the first of these folders that exists.
 
     Raises:
-        InputError: none does.
+        DataError: none does.
     """
     for path in candidates:
         if path.is_dir():
             return path
-    raise InputError(f"{key}: {candidates[0]} is no folder; {what}")
+    raise DataError(f"{key}: {candidates[0]} is no folder; {what}")
 
 
 def _require_size(job: Job, photo: tuple[int, ...], annotation: tuple[int, ...]) -> None:
     if photo != annotation:
-        raise InputError(f"{job.needs[0]} has {photo[0]} x {photo[1]} pixels (height x width), its annotation "
+        raise DataError(f"{job.needs[0]} has {photo[0]} x {photo[1]} pixels (height x width), its annotation "
                          f"{annotation[0]} x {annotation[1]}")  # fmt: skip
 
 
 def _is_finished(path: Path, size: tuple[int, int], allowed: np.ndarray) -> bool:
     try:
         labels = read_labels(path)
-    except InputError:
+    except DataError:
         return False
     return labels.shape == size and bool(allowed[labels].all())
 

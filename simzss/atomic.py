@@ -11,33 +11,51 @@ PARTIAL = ".partial-"
 """In the name of a file that is being written, before the machine and the process that write it."""
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file that appears with its full content or not at all, whatever happens to the machine."""
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], Any], durable: bool = True) -> None:
+    """Write a file that appears with its full content or not at all, even when the machine stops.
+
+    Args:
+        path: in a folder that exists.
+        content: bytes, or a function that writes to the open file.
+        durable: flush to the disk, which takes milliseconds; False for small files that are checked when read.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written for another reason; `filename` is `path`.
+    """
     partial = partial_path(path)
     try:
         with partial.open("wb") as stream:
-            write(stream)
-            sync(stream)
+            if isinstance(content, bytes):
+                stream.write(content)
+            else:
+                content(stream)
+            if durable:
+                sync(stream)
         partial.replace(path)
-    except BaseException:
+        if durable:
+            sync_folder(path.parent)
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(partial)):
+            error.filename, error.filename2 = str(path), None
         raise
-    sync_folder(path.parent)
 
 
 def partial_path(path: Path) -> Path:
-    """The name under which this process writes `path` until it is whole."""
+    """Return the name under which this process writes `path` until it is whole."""
     return path.with_name(f".{path.name}{PARTIAL}{socket.gethostname()}-{os.getpid()}")
 
 
 def sync(stream: BinaryIO) -> None:
-    """Put what was written on the disk."""
+    """Flush an open file to the disk."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
+    """Flush the names in a folder to the disk, where the system lets a folder be opened (Windows does not)."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,18 +64,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; half a surrogate pair, as names may hold, stays the JSON escape that it was."""
+    """Write JSON atomically; half a surrogate pair, as file names may hold, stays the JSON escape that it was."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda stream: _write(stream, text.encode(errors="backslashreplace")))
+    atomic_write(path, text.encode(errors="backslashreplace"))
 
 
 def read_json(path: Path) -> Any:
-    """JSON content, or None where there is no such file or it holds something else."""
+    """Return JSON content; None where there is no such file or it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)

@@ -1,4 +1,4 @@
-"""Which arithmetic to run in: bf16 where the hardware has it."""
+"""Devices and arithmetic: bf16 where the hardware has it."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 products run in hardware: CUDA from Ampere on; CPUs with AMX tiles or AVX-512 BF16."""
+    """Tell whether bf16 products run in hardware: CUDA from Ampere on; CPUs with AMX tiles or AVX-512 BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
@@ -33,8 +33,8 @@ def has_native_bf16(device: torch.device) -> bool:
     return False
 
 
-def allow_rounded_products(precision: str) -> None:
-    """Let a GPU round the factors of float32 products in a run of `bf16-mixed`.
+def enable_tf32(precision: str) -> None:
+    """Enable TF32 matmul on GPUs in a run of `bf16-mixed`.
 
     What stays in float32 there are products of the losses: factors of 11 bits have 8 times as many steps as bfloat16.
     """
@@ -52,3 +52,8 @@ def best_device() -> torch.device:
     """The machine's accelerator when it has one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the CPU for `cpu`, else the machine's best device."""
+    return torch.device("cpu") if accelerator == "cpu" else best_device()

@@ -1,9 +1,7 @@
 """Pictures of segmentations: class colours, overlays with a legend, index masks and comparisons.
 
-Needs NumPy and Pillow only, so that looking at results never loads a deep-learning framework.
+Needs NumPy and Pillow only, so that programs that draw results need not load a deep-learning framework.
 """
-
-from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
@@ -12,40 +10,42 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-__all__ = ["index_mask", "overlay", "palette", "side_by_side"]
-
-_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
-_Colour = tuple[int, int, int]
-
 _MIN_WIDTH = 320  # px: below this a legend next to the picture cannot be read
 _THICK_CONTOUR_FROM = 1000  # px of the shorter side: there a single-pixel line gets lost
-_CONTOUR = np.array([255.0, 255.0, 255.0])
 _CONTOUR_ALPHA = 0.85
-_PAPER: _Colour = (255, 255, 255)
-_INK: _Colour = (32, 34, 38)
-_MUTED: _Colour = (104, 108, 116)
-_HAIRLINE: _Colour = (214, 216, 220)
-_ELLIPSIS = "..."
+_PAPER, _INK, _MUTED, _HAIRLINE = (255, 255, 255), (32, 34, 38), (104, 108, 116), (214, 216, 220)
 
+# OKLab (Ottosson 2020), where Euclidean distance follows what the eye sees.
+_TO_CONES = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+_TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
 
-# --------------------------------------------------------------------------------------------------- colours
+# Colours --------------------------------------------------------------------------------------------------------------
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """Return one colour per class: visually distinct, deterministic, and the same for class i whatever the count.
+    """Return one colour per class, (K, 3) uint8 RGB: visually distinct, and the same for class i whatever the count.
 
-    Each colour is the one farthest, in the perceptual OKLab space, from all colours before it. Greys, near-black and
-    near-white are left out because they would pass for the photo itself, and so are the most glaring colours, which
-    hide it. After some two thousand classes the sequence starts again.
+    Each colour is the one farthest, in OKLab, from all colours before it. Greys, near-black and near-white are left out
+    because they would pass for the photo itself, and so are the most glaring colours, which hide it. After some two
+    thousand classes the sequence starts again.
 
     Args:
-        num_classes: number of classes K, at least 0.
-
-    Returns:
-        (K, 3) array of uint8, red-green-blue.
+        num_classes: number of classes K.
 
     Raises:
-        ValueError: if `num_classes` is negative.
+        ValueError: `num_classes` is negative.
     """
     if num_classes < 0:
         raise ValueError(f"num_classes must not be negative, got {num_classes}")
@@ -55,47 +55,30 @@ def palette(num_classes: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _colour_order() -> np.ndarray:
-    """Return all candidate colours (N, 3) uint8, each as far as possible from those before it."""
+    """All candidate colours (N, 3) uint8, each as far as possible from those before it."""
     levels = np.arange(0, 256, 17, dtype=np.uint8)
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(rgb)
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     keep = (lab[:, 0] > 0.48) & (lab[:, 0] < 0.88) & (chroma > 0.09) & (chroma < 0.23)
-    rgb, lab = rgb[keep], lab[keep]
     # Lightness differences are much less telling than hue once a colour is blended with a photo.
-    lab = lab * np.array([0.6, 1.0, 1.0])
-
-    order = np.empty(len(rgb), dtype=np.intp)
-    order[0] = int(np.argmin(((rgb.astype(np.int64) - (221, 51, 51)) ** 2).sum(axis=1)))  # a clear red to start from
+    rgb, lab = rgb[keep], lab[keep] * np.array([0.6, 1.0, 1.0])
+    order = [int(np.argmin(((rgb.astype(np.int64) - (221, 51, 51)) ** 2).sum(axis=1)))]  # a clear red to start from
     distance = np.full(len(rgb), np.inf)
-    for i in range(1, len(rgb)):
-        distance = np.minimum(distance, ((lab - lab[order[i - 1]]) ** 2).sum(axis=1))
-        order[i] = int(np.argmax(distance))
+    while len(order) < len(rgb):
+        distance = np.minimum(distance, ((lab - lab[order[-1]]) ** 2).sum(axis=1))
+        order.append(int(np.argmax(distance)))
     return rgb[order]
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """Convert (N, 3) uint8 sRGB to (N, 3) OKLab, where Euclidean distance follows what the eye sees."""
-    value = rgb.astype(np.float64) / 255.0
+    """Convert (N, 3) uint8 sRGB to (N, 3) OKLab."""
+    value = rgb / 255.0
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    to_cones = np.array(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-    to_lab = np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-    return np.cbrt(linear @ to_cones.T) @ to_lab.T
+    return np.cbrt(linear @ _TO_CONES.T) @ _TO_LAB.T
 
 
-# --------------------------------------------------------------------------------------------------- pictures
+# Pictures -------------------------------------------------------------------------------------------------------------
 
 
 def overlay(
@@ -111,10 +94,10 @@ def overlay(
     """Draw a segmentation over its photo.
 
     A labelled pixel becomes `(1 - alpha) * photo + alpha * colour`; ignored pixels and the background, whose colour
-    would hide most of many photos, keep the photo. Thin white lines
-    separate the regions. The legend below lists the classes that are present, the largest first, with their share of
-    the whole picture (ignored pixels count as picture, so shares may add up to less than 100 %). A photo narrower than
-    320 px is enlarged by a whole factor so that the legend stays legible.
+    would hide most of many photos, keep the photo. Thin white lines separate the regions. The legend below lists the
+    classes that are present, the largest first, with their share of the whole picture (ignored pixels count as picture,
+    so shares may add up to less than 100 %). A photo narrower than 320 px is enlarged by a whole factor so that the
+    legend stays legible.
 
     Args:
         image: photo of W x H pixels, any mode.
@@ -129,26 +112,34 @@ def overlay(
         RGB picture, as wide as the (enlarged) photo and taller by the legend.
 
     Raises:
-        ValueError: if the mask is not a 2-d integer array of the image's size, holds an index without a name, or
-            `alpha` is outside [0, 1].
+        ValueError: the mask is not a 2-d integer array of the image's size or holds an index without a name, or `alpha`
+            is outside [0, 1].
     """
-    mask = np.asarray(mask)
-    labels, counts = _checked_labels(image, mask, len(class_names), ignore_index)
+    mask = _checked(mask)
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels but the image is {image.width} x {image.height}"
+        )
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    photo, mask = _enlarged(image.convert("RGB"), mask)
+    shares = _shares(mask, ignore_index, len(class_names))
+    factor = max(1, -(-_MIN_WIDTH // image.width))  # whole, so that labels stay exact
+    photo = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
     colours = palette(len(class_names))
-    bare = mask == ignore_index
-    if background is not None:
-        bare |= mask == background
-    drawn = Image.fromarray(_blended(np.asarray(photo), mask, colours, bare, alpha))
-    if not legend or len(labels) == 0:
+    labelled = (mask != ignore_index) & (True if background is None else mask != background)
+    pixels = np.asarray(photo).astype(np.float64)
+    pixels[labelled] = (1.0 - alpha) * pixels[labelled] + alpha * colours[mask[labelled].astype(np.intp)]
+    edges = _contours(mask)
+    pixels[edges] = (1.0 - _CONTOUR_ALPHA) * pixels[edges] + _CONTOUR_ALPHA * 255.0
+    drawn = Image.fromarray(np.rint(pixels).astype(np.uint8))
+    if not legend or not shares:
         return drawn
-    total = image.width * image.height
-    ranked = sorted(zip(labels.tolist(), counts.tolist(), strict=True), key=lambda item: (-item[1], item[0]))
-    entries = [(index, class_names[index], count / total) for index, count in ranked]
-    strip = _legend(drawn.width, entries, colours, background)
-    return _stacked(drawn, strip)
+    strip = _legend(drawn.width, [(index, class_names[index], share) for index, share in shares], colours, background)
+    canvas = Image.new("RGB", (drawn.width, drawn.height + strip.height), _PAPER)
+    canvas.paste(drawn, (0, 0))
+    canvas.paste(strip, (0, drawn.height))
+    return canvas
 
 
 def index_mask(mask: np.ndarray, *, num_classes: int | None = None) -> Image.Image:
@@ -156,17 +147,15 @@ def index_mask(mask: np.ndarray, *, num_classes: int | None = None) -> Image.Ima
 
     Args:
         mask: (H, W) integers in [0, 65535].
-        num_classes: number of classes. More than 255 selects 16 bits even where this mask happens to hold only small
-            indices, so that all masks of one dataset share a mode. Without it the largest index decides.
+        num_classes: more than 255 select 16 bits whatever the mask holds, so that all masks of a dataset share a mode.
 
     Returns:
         Image of mode "L" (8 bits), or "I;16" when an index exceeds 255 or there are more than 255 classes.
 
     Raises:
-        ValueError: if the mask is not a 2-d integer array or an index lies outside [0, 65535].
+        ValueError: the mask is not a 2-d integer array or an index lies outside [0, 65535].
     """
-    mask = np.asarray(mask)
-    _check_integer_2d(mask)
+    mask = _checked(mask)
     low, high = (int(mask.min()), int(mask.max())) if mask.size else (0, 0)
     if low < 0 or high > 65535:
         raise ValueError(f"mask indices must lie in [0, 65535], got {low} to {high}")
@@ -175,7 +164,7 @@ def index_mask(mask: np.ndarray, *, num_classes: int | None = None) -> Image.Ima
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Put pictures next to each other under their titles.
+    """Put pictures next to each other under their titles, as one RGB picture.
 
     All are scaled to the width of the widest and aligned at the top, so that a photo and its overlay coincide although
     the overlay carries a legend below.
@@ -184,77 +173,44 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.
         images: one or more pictures, any size and mode.
         titles: as many titles, shortened where they do not fit. Empty ones take no room if all are empty.
 
-    Returns:
-        RGB picture.
-
     Raises:
-        ValueError: if there is no image, or the numbers of images and titles differ.
+        ValueError: no image, or the numbers of images and titles differ.
     """
     if not images or len(images) != len(titles):
         raise ValueError(f"need as many titles as images and at least one, got {len(images)} and {len(titles)}")
     width = max(_MIN_WIDTH, *(image.width for image in images))
-    panels = [_to_width(image.convert("RGB"), width) for image in images]
-    size = _font_size(width) + 1
-    font = _font(size)
-    gap = max(8, width // 48)
-    header = 2 * size if any(titles) else 0
-    height = max(panel.height for panel in panels)
-    canvas = Image.new("RGB", (len(panels) * (width + gap) - gap, header + height), _PAPER)
+    heights = [max(1, round(image.height * width / image.width)) for image in images]
+    font = _font(_font_size(width) + 1)
+    gap, header = max(8, width // 48), 2 * (_font_size(width) + 1) if any(titles) else 0
+    canvas = Image.new("RGB", (len(images) * (width + gap) - gap, header + max(heights)), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
-        left = i * (width + gap)
-        text = _fitted(_drawable(title, font)[0], font, width)
+    for i, (image, height, title) in enumerate(zip(images, heights, titles, strict=True)):
+        left, text = i * (width + gap), _fitted(_legible(title, font), font, width)
         draw.text((left + width // 2, header // 2), text, fill=_INK, font=font, anchor="mm")
-        canvas.paste(panel, (left, header))
+        canvas.paste(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), (left, header))
     return canvas
 
 
-# --------------------------------------------------------------------------------------------------- helpers
+# Parts ----------------------------------------------------------------------------------------------------------------
 
 
-def _check_integer_2d(mask: np.ndarray) -> None:
+def _checked(mask: np.ndarray) -> np.ndarray:
+    mask = np.asarray(mask)
     if mask.ndim != 2 or not (np.issubdtype(mask.dtype, np.integer) or mask.dtype == np.bool_):
         raise ValueError(f"the mask must be a 2-d array of integers, got shape {mask.shape} of {mask.dtype}")
+    return mask
 
 
-def _checked_labels(
-    image: Image.Image, mask: np.ndarray, num_classes: int, ignore_index: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the class indices in the mask and their pixel counts, after checking that the mask can be drawn."""
-    _check_integer_2d(mask)
-    if mask.shape != (image.height, image.width):
-        raise ValueError(
-            f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels but the image is {image.width} x {image.height}"
-        )
-    labels, counts = np.unique(mask.astype(np.int64), return_counts=True)
-    counts, labels = counts[labels != ignore_index], labels[labels != ignore_index]
-    unnamed = labels[(labels < 0) | (labels >= num_classes)]
-    if len(unnamed):
-        raise ValueError(f"mask holds class indices {unnamed.tolist()[:10]} but there are {num_classes} class names")
-    return labels, counts
-
-
-def _enlarged(photo: Image.Image, mask: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Enlarge photo and mask by one whole factor to at least the minimum width; whole, so that labels stay exact."""
-    factor = -(-_MIN_WIDTH // photo.width)
-    if factor <= 1:
-        return photo, mask
-    photo = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.BICUBIC)
-    return photo, mask.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _blended(photo: np.ndarray, mask: np.ndarray, colours: np.ndarray, bare: np.ndarray, alpha: float) -> np.ndarray:
-    """Blend class colours, but where pixels are bare (H, W), and contour lines into the photo (H, W, 3) uint8."""
-    labelled = ~bare
-    result = photo.astype(np.float64)
-    result[labelled] = (1.0 - alpha) * result[labelled] + alpha * colours[mask[labelled].astype(np.intp)]
-    edges = _contours(mask)
-    result[edges] = (1.0 - _CONTOUR_ALPHA) * result[edges] + _CONTOUR_ALPHA * _CONTOUR
-    return np.rint(result).astype(np.uint8)
+def _shares(mask: np.ndarray, ignore_index: int, num_classes: int) -> list[tuple[int, float]]:
+    """Class indices in the mask with their share of all pixels, the largest first."""
+    labels, counts = np.unique(mask[mask != ignore_index].astype(np.int64), return_counts=True)
+    if unnamed := [label for label in labels.tolist() if not 0 <= label < num_classes]:
+        raise ValueError(f"mask holds class indices {unnamed[:10]} but there are {num_classes} class names")
+    return sorted(zip(labels.tolist(), (counts / mask.size).tolist(), strict=True), key=lambda item: -item[1])
 
 
 def _contours(mask: np.ndarray) -> np.ndarray:
-    """Mark (H, W) the pixels whose right or lower neighbour carries another label."""
+    """(H, W) bool: pixels whose right or lower neighbour has another label."""
     edges = np.zeros(mask.shape, dtype=bool)
     edges[:, :-1] |= mask[:, :-1] != mask[:, 1:]
     edges[:-1, :] |= mask[:-1, :] != mask[1:, :]
@@ -268,53 +224,34 @@ def _legend(
 ) -> Image.Image:
     """Draw (index, name, share) entries as a strip of aligned columns, in reading order."""
     size = _font_size(width)
-    font = _font(size)
-    pad, swatch, gap = size, size, size // 2
-    shares = [_percent(share) for _, _, share in entries]
-    share_width = max(_text_width(text, font) for text in shares)
-    room = width - 2 * pad - swatch - 2 * gap - share_width
-    names = [_fitted(_legend_name(name, index, font), font, room) for index, name, _ in entries]
-    name_width = max(_text_width(text, font) for text in names)
-    cell, between = swatch + 2 * gap + name_width + share_width, 3 * gap
-    columns = max(1, (width - 2 * pad + between) // (cell + between))
+    font, pad, gap, line = _font(size), size, size // 2, round(1.7 * size)
+    shares = ["< 0.1 %" if share < 0.0005 else f"{100 * share:.1f} %" for _, _, share in entries]
+    fixed = size + 2 * gap + max(_text_width(text, font) for text in shares)  # the swatch is as large as the text
+    names = [_fitted(_legend_name(name, index, font), font, width - 2 * pad - fixed) for index, name, _ in entries]
+    cell = fixed + max(_text_width(text, font) for text in names)
+    columns = max(1, (width - 2 * pad + 3 * gap) // (cell + 3 * gap))
     # As few columns as fill the same number of rows, spread over the whole width.
     rows = -(-len(entries) // columns)
     columns = -(-len(entries) // rows)
-    line = round(1.7 * size)
+    pitch = (width - 2 * pad + 3 * gap) // columns
     strip = Image.new("RGB", (width, rows * line + pad), _PAPER)
     draw = ImageDraw.Draw(strip)
-    pitch = (width - 2 * pad + between) // columns
     for i, ((index, _, _), name, share) in enumerate(zip(entries, names, shares, strict=True)):
         left, middle = pad + (i % columns) * pitch, pad // 2 + (i // columns) * line + line // 2
-        red, green, blue = (int(channel) for channel in colours[index])
-        box = (left, middle - swatch // 2, left + swatch - 1, middle - swatch // 2 + swatch - 1)
-        fill, outline = (_PAPER, _MUTED) if index == background else ((red, green, blue), None)
-        draw.rounded_rectangle(box, radius=max(2, swatch // 5), fill=fill, outline=outline)
-        draw.text((left + swatch + gap, middle), name, fill=_INK, font=font, anchor="lm")
-        after = left + swatch + 2 * gap + _text_width(name, font)
+        box = (left, middle - size // 2, left + size - 1, middle - size // 2 + size - 1)
+        bare = index == background
+        fill = _PAPER if bare else tuple(colours[index].tolist())
+        draw.rounded_rectangle(box, radius=max(2, size // 5), fill=fill, outline=_MUTED if bare else None)
+        draw.text((left + size + gap, middle), name, fill=_INK, font=font, anchor="lm")
+        after = left + size + 2 * gap + _text_width(name, font)
         draw.text((after, middle), share, fill=_MUTED, font=font, anchor="lm")
     draw.line((0, 0, width, 0), fill=_HAIRLINE)
     return strip
 
 
-def _stacked(top: Image.Image, bottom: Image.Image) -> Image.Image:
-    canvas = Image.new("RGB", (top.width, top.height + bottom.height), _PAPER)
-    canvas.paste(top, (0, 0))
-    canvas.paste(bottom, (0, top.height))
-    return canvas
+# Text -----------------------------------------------------------------------------------------------------------------
 
-
-def _to_width(image: Image.Image, width: int) -> Image.Image:
-    if image.width == width:
-        return image
-    return image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.BICUBIC)
-
-
-def _percent(share: float) -> str:
-    return "< 0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
-
-
-# ------------------------------------------------------------------------------------------------------ text
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def _font_size(width: int) -> int:
@@ -332,42 +269,32 @@ def _text_width(text: str, font: _Font) -> int:
 
 @lru_cache(maxsize=4096)
 def _has_glyph(character: str, font: _Font) -> bool:
-    """Tell whether the font draws this character, rather than raising or drawing its stand-in box."""
-    if character == " ":
-        return True
-    try:
-        drawn, missing = font.getmask(character), font.getmask("\U0010ffff")
-    except UnicodeEncodeError:  # the bitmap font of a Pillow without FreeType
-        return character.isascii()
-    return drawn.size != missing.size or bytes(drawn) != bytes(missing)
+    """Tell whether the font draws this character, rather than its stand-in box."""
+    drawn, missing = font.getmask(character), font.getmask("\U0010ffff")
+    return character == " " or drawn.size != missing.size or bytes(drawn) != bytes(missing)
 
 
-def _substitute(character: str, font: _Font) -> str:
-    """Return the character itself if the font has it, else its plain letters (e for é, ss for ß), else "?"."""
-    if _has_glyph(character, font):
-        return character
-    decomposed = unicodedata.normalize("NFKD", character.replace("ß", "ss"))
-    plain = "".join(part for part in decomposed if not unicodedata.combining(part))
-    return plain if plain and all(_has_glyph(part, font) for part in plain) else "?"
-
-
-def _drawable(text: str, font: _Font) -> tuple[str, bool]:
-    """Return the text on one line and in characters that the font has, and whether any had to become "?"."""
-    line = unicodedata.normalize("NFC", " ".join(text.split()))
-    shown = [_substitute(character, font) for character in line]
-    return "".join(shown), any(new == "?" != old for new, old in zip(shown, line, strict=True))
+def _legible(text: str, font: _Font) -> str:
+    """Return the text on one line; a character that the font lacks as its plain letters (e for é), else as "?"."""
+    shown = []
+    for character in unicodedata.normalize("NFC", " ".join(text.split())):
+        decomposed = unicodedata.normalize("NFKD", character.replace("ß", "ss"))
+        plain = "".join(part for part in decomposed if not unicodedata.combining(part))
+        candidates = (part for part in (character, plain) if part and all(_has_glyph(one, font) for one in part))
+        shown.append(next(candidates, "?"))
+    return "".join(shown)
 
 
 def _legend_name(name: str, index: int, font: _Font) -> str:
     """Return the name as the legend shows it, led by the class index where the name alone would not identify it."""
-    shown, lossy = _drawable(name, font)
-    return f"#{index} {shown}".rstrip() if lossy or not shown else shown
+    shown = _legible(name, font)
+    return shown if shown and shown.count("?") == name.count("?") else f"#{index} {shown}".rstrip()
 
 
 def _fitted(text: str, font: _Font, width: int) -> str:
-    """Shorten a drawable text, with an ellipsis, to at most `width` pixels."""
+    """Shorten a legible text, with an ellipsis, to at most `width` pixels."""
     if _text_width(text, font) <= width:
         return text
-    while text and _text_width(text.rstrip() + _ELLIPSIS, font) > width:
+    while text and _text_width(text.rstrip() + "...", font) > width:
         text = text[:-1]
-    return text.rstrip() + _ELLIPSIS
+    return text.rstrip() + "..."

@@ -1,7 +1,8 @@
-"""`python -m data_prep.bank`."""
+"""`python -m data_prep.bank key=value`, the same as `simzss prep bank key=value`."""
 
-from data_prep.bank.program import main
-from simzss.errors import run_program
+import sys
+
+from simzss import cli
 
 if __name__ == "__main__":
-    run_program(main)
+    cli.main(["prep", "bank", *sys.argv[1:]])

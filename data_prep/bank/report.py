@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a proposed concept bank: coverage, concepts, what was merged, what was dropped."""
+"""Write a self-contained HTML page about a proposed concept bank: coverage, concepts, merges, dropped words."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from data_prep.bank.mining import Merge, Mined
-from simzss.errors import InputError
+from simzss.errors import DataError
 from simzss.reports.charts import Curve, chart
+
+from .mining import Merge, Mined
 
 _TEMPLATE = "report.html.j2"
 _LISTED = 400  # rows of a long list; the rest is counted
@@ -79,7 +80,7 @@ def write_bank_report(
         skipped: samples that could not be read.
 
     Raises:
-        InputError: the file cannot be written.
+        DataError: the file cannot be written.
     """
     counts = mined.counts
     environment = Environment(
@@ -99,23 +100,10 @@ def write_bank_report(
             *settings.items(),
         ],
         chart=chart(coverage_curve(mined)),
-        comparison={
-            "columns": [
-                "bank",
-                "concepts",
-                "captions with a concept, %",
-                "noun concepts in the bank, %",
-                "never match",
-            ],
-            "rows": [
-                [bank.name, f"{bank.concepts:,}", f"{bank.captions:.1f}", f"{bank.mentions:.1f}", f"{bank.never:,}"]
-                for bank in comparisons
-            ],
-            "emphasis": [],
-        },
+        comparison=_comparison(comparisons),
         concepts=[
-            (place, concept, found)
-            for place, (concept, found) in enumerate(zip(mined.concepts, examples, strict=True), start=1)
+            (rank, concept, found)
+            for rank, (concept, found) in enumerate(zip(mined.concepts, examples, strict=True), start=1)
         ],
         merged=[_merged(reason, mined) for reason in _MERGED],
         dropped=[_dropped(reason, mined) for reason in _DROPPED],
@@ -125,11 +113,11 @@ def write_bank_report(
         # "replace": a lone surrogate in a caption must not cost the whole report.
         path.write_text(content, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(f"report={path} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"report={path} cannot be written: {error.strerror or error}") from error
 
 
 def coverage_curve(mined: Mined) -> Curve:
-    """Share of captions with a concept, and of noun concepts in the bank, of the first 1, 2, … concepts; per cent."""
+    """Return the coverage of captions and of noun concepts by the first 1, 2, … concepts, in per cent."""
     sizes = [float(size) for size in range(1, len(mined.concepts) + 1)]
     shares = {
         "captions with a concept": (
@@ -146,8 +134,18 @@ def coverage_curve(mined: Mined) -> Curve:
     )
 
 
+def _comparison(banks: Sequence[Comparison]) -> dict[str, Any]:
+    """Return the table of banks."""
+    columns = ["bank", "concepts", "captions with a concept, %", "noun concepts in the bank, %", "never match"]
+    rows = [
+        [bank.name, f"{bank.concepts:,}", f"{bank.captions:.1f}", f"{bank.mentions:.1f}", f"{bank.never:,}"]
+        for bank in banks
+    ]
+    return {"columns": columns, "rows": rows, "emphasis": []}
+
+
 def _merged(reason: str, mined: Mined) -> dict[str, Any]:
-    """The merges of one reason into concepts of the bank, the most frequent words first."""
+    """Return the merges of one reason into concepts of the bank, the most frequent words first."""
     counts = mined.words.counts
     found = [merge for merge in mined.merges if merge.reason == reason and merge.word not in mined.dropped]
     found.sort(key=lambda merge: (-counts[merge.word], merge.word))
@@ -167,7 +165,7 @@ def _row(merge: Merge, counts: dict[str, int]) -> tuple[str, str, str, str, str]
 
 
 def _dropped(reason: str, mined: Mined) -> dict[str, Any]:
-    """The words that were dropped for one reason, the most frequent first."""
+    """Return the words that were dropped for one reason, the most frequent first."""
     counts = Counter({word: mined.words.counts[word] for word, why in mined.dropped.items() if why == reason})
     found = sorted(counts, key=lambda word: (-counts[word], word))
     return {
@@ -181,6 +179,6 @@ def _dropped(reason: str, mined: Mined) -> dict[str, Any]:
 
 
 def _source(name: str) -> str:
-    """A template: this program's, or one of the pages about runs."""
+    """Read a template: this program's, or one of the pages about runs."""
     package = __package__ if name == _TEMPLATE else "simzss.reports"
     return resources.files(package).joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""WordNet as mining needs it: the senses of a noun, what a sense is a kind of, base forms. The only nltk import."""
+"""WordNet for mining: senses of a noun, hypernyms, base forms. The only nltk import."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import nltk
 from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader, WordNetError
 
-from simzss.errors import InputError
+from simzss.errors import DataError
 
 _GET = "`python -m nltk.downloader wordnet` fetches it, wordnet=DIR names a dict folder, wordnet=none does without"
 _FILES = (
@@ -23,7 +23,7 @@ _CACHE = 200_000  # words or synsets; WordNet has 117,798 nouns
 
 @dataclass(frozen=True, slots=True)
 class Sense:
-    """One meaning of a noun.
+    """One sense of a noun.
 
     Attributes:
         synset: name of the set of synonyms, such as "dog.n.01"; equal for words that share the meaning.
@@ -46,7 +46,7 @@ class WordNet:
         version: such as "3.0".
 
     Raises:
-        InputError: not found, not readable, or damaged.
+        DataError: not found, not readable, or damaged.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -57,24 +57,24 @@ class WordNet:
         except OSError as error:
             raise _unreadable(self._root, error) from error
         except (WordNetError, AssertionError, ValueError, KeyError, StopIteration, RuntimeError) as error:
-            raise InputError(f"wordnet={self._root} is no WordNet dict folder: {_line(error)}") from error
+            raise DataError(f"wordnet={self._root} is no WordNet dict folder: {_line(error)}") from error
         self.version = version or "of unknown version"
         self.senses = lru_cache(_CACHE)(self._senses)
         self.kinds = lru_cache(_CACHE)(self._kinds)
         self.members = lru_cache(_CACHE)(self._members)
 
     def other_part_of_speech(self, word: str) -> bool:
-        """Whether the word, or what it is a form of, is a verb, an adjective or an adverb."""
+        """Tell whether the word, or what it is a form of, is a verb, an adjective or an adverb."""
         written = word.replace(" ", "_")
         return any(self._reader.morphy(written, part) for part in ("v", "a", "r"))
 
     def base(self, form: str, part: Literal["n", "v"] = "n") -> str | None:
-        """Singular of a noun, infinitive of a verb, by WordNet's rules and exceptions; None if there is no such one."""
+        """Return the singular of a noun or the infinitive of a verb by WordNet's rules; None if there is none."""
         found = self._reader.morphy(form.replace(" ", "_"), part)
         return None if found is None else found.replace("_", " ")
 
     def _senses(self, word: str) -> tuple[Sense, ...]:
-        """Meanings of a common noun as it is written, in WordNet's order.
+        """Return the senses of a common noun as it is written, in WordNet's order.
 
         Instances (Paris) are left out, and so are names ("Man", the island) unless the noun has no other meaning
         ("Frisbee").
@@ -90,7 +90,7 @@ class WordNet:
         return tuple(dict.fromkeys(common or names))
 
     def _kinds(self, synset: str) -> dict[str, int]:
-        """What the synset is a kind of: synset to the number of steps up, itself (0) included."""
+        """Return the hypernyms of a synset with the number of steps up, itself (0) included."""
         steps, rank = {synset: 0}, [self._reader.synset(synset)]
         for step in count(1):
             rank = [kind for below in rank for kind in below.hypernyms() if kind.name() not in steps]
@@ -100,7 +100,7 @@ class WordNet:
         return steps
 
     def _members(self, synset: str) -> tuple[str, ...]:
-        """Synsets that a group consists of, such as person.n.01 for people.n.01."""
+        """Return the synsets that a group consists of, such as person.n.01 for people.n.01."""
         return tuple(sorted(part.name() for part in self._reader.synset(synset).member_meronyms()))
 
     def _synsets(self, written: str) -> list[Synset]:
@@ -111,7 +111,7 @@ class WordNet:
             except OSError as error:  # data.noun is opened when it is first needed
                 raise _unreadable(self._root, error) from error
         if any(synset is None for synset in found):
-            raise InputError(
+            raise DataError(
                 f"wordnet={self._root}: index.noun and data.noun do not fit together at {written!r} "
                 "(offsets count bytes: line ends must be LF)"
             )
@@ -127,31 +127,31 @@ class _English(WordNetCorpusReader):
             super().__init__(root, None)
 
     def map_wn(self, version: str = "wordnet") -> None:
-        """No map between versions."""
+        """Make no map between versions."""
 
 
 def _find(folder: str | Path | None) -> Any:
-    """What nltk reads from: a folder, or its own pointer to a folder or into a zip."""
+    """Return what nltk reads from: a folder, or its own pointer to a folder or into a zip."""
     if folder is None:
         for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
             try:
                 return nltk.data.find(name)
             except (LookupError, OSError):
                 continue
-        raise InputError(f"WordNet is not installed: {_GET}")
+        raise DataError(f"WordNet is not installed: {_GET}")
     path = Path(folder)
     missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
-        raise InputError(f"wordnet={folder} has no {missing[0]}: {_GET}")
+        raise DataError(f"wordnet={folder} has no {missing[0]}: {_GET}")
     root = str(path.resolve())
     if root not in nltk.data.path:  # nltk reads below the folders that it has been told of, and no others
         nltk.data.path.append(root)
     return root
 
 
-def _unreadable(root: Any, error: OSError) -> InputError:
+def _unreadable(root: Any, error: OSError) -> DataError:
     # nltk reads no file that another account could have written; its sentence says which and why.
-    return InputError(f"wordnet={root} cannot be read: {_line(error)}")
+    return DataError(f"wordnet={root} cannot be read: {_line(error)}")
 
 
 def _line(error: BaseException) -> str:

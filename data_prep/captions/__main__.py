@@ -1,7 +1,8 @@
-"""`python -m data_prep.captions key=value`."""
+"""`python -m data_prep.captions key=value`, the same as `simzss prep captions key=value`."""
 
-from data_prep.captions.program import main
-from simzss.errors import run_program
+import sys
+
+from simzss import cli
 
 if __name__ == "__main__":
-    run_program(main)
+    cli.main(["prep", "captions", *sys.argv[1:]])

@@ -1,5 +1,4 @@
-"""Which image repeats which: bytes compared by digest, pictures by perceptual hash, within the corpus and against the
-photos of evaluation sets. The only imagehash import."""  # fmt: skip
+"""Find repeated images: equal bytes by digest, similar pictures by perceptual hash. The only imagehash import."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -7,11 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import imagehash
 import numpy as np
 from PIL import Image
 
-from simzss.errors import InputError
+from simzss.errors import DataError
+from simzss.extras import need
 
 FINGERPRINT_VERSION = 1
 """Counted up when images are decoded or hashed in another way, so that old fingerprints are not compared with new."""
@@ -25,12 +24,12 @@ _GATHERED = 8  # times as long as a pair of a tile takes one that is looked up
 
 
 def fingerprint(data: bytes, image: Image.Image) -> tuple[bytes, int]:
-    """Digest (16 bytes) of an image file and 64-bit perceptual hash of its picture, decoded to RGB.
+    """Return the digest (16 bytes) of an image file and the 64-bit perceptual hash of its picture, decoded to RGB.
 
     The hash says which low frequencies of the grey picture are strong. It survives another size and compression, and
     small corrections; it does not see colour alone, and a crop, a turn or a mirror image looks like another picture.
     """
-    bits = imagehash.phash(image).hash
+    bits = need("imagehash", "prep").phash(image).hash
     return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest(), int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
@@ -46,23 +45,23 @@ class Fingerprints:
 
     @classmethod
     def of(cls, found: Sequence[tuple[bytes, int]]) -> "Fingerprints":
-        """What `fingerprint` gave for each image."""
+        """Make them from the result of `fingerprint` for each image."""
         joined = b"".join(digest for digest, _ in found)
         digests = np.frombuffer(joined, np.uint8).reshape(len(found), _DIGEST_BYTES)
         return cls(digests, np.array([number for _, number in found], np.uint64))
 
     @classmethod
     def join(cls, parts: Sequence["Fingerprints"]) -> "Fingerprints":
-        """Those of several tasks, one after the other."""
+        """Join those of several tasks, one after the other."""
         parts = [cls.of([]), *parts]
         return cls(np.concatenate([part.digests for part in parts]), np.concatenate([part.hashes for part in parts]))
 
 
 def load_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """Arrays of an `.npz` file whose `version` is `FINGERPRINT_VERSION`.
+    """Read arrays of an `.npz` file whose `version` is `FINGERPRINT_VERSION`.
 
     Raises:
-        InputError: not there, broken, without one of the arrays, or of another version.
+        DataError: not there, broken, without one of the arrays, or of another version.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -70,14 +69,14 @@ def load_arrays(path: Path, *names: str) -> list[np.ndarray]:
             arrays = [file[name] for name in names]
     except Exception as error:
         # numpy and zipfile raise half a dozen types on broken files.
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     if version != FINGERPRINT_VERSION:
-        raise InputError(f"{path} has fingerprints of version {version}, this program makes {FINGERPRINT_VERSION}")
+        raise DataError(f"{path} has fingerprints of version {version}, this program makes {FINGERPRINT_VERSION}")
     return arrays
 
 
 def exact_copies(digests: np.ndarray) -> np.ndarray:
-    """For each of (n, 16) uint8 digests the place of the first equal one, its own when it is the first; (n,) int64."""
+    """Return the index of the first equal digest for each of (n, 16) uint8 digests; (n,) int64."""
     halves = np.ascontiguousarray(digests).view(np.uint64).reshape(len(digests), 2)
     order = np.lexsort(halves.T)  # stable: within equal digests in their order
     new = np.ones(len(order), bool)
@@ -88,7 +87,7 @@ def exact_copies(digests: np.ndarray) -> np.ndarray:
 
 
 def near_copies(hashes: np.ndarray, distance: int, candidates: np.ndarray | None = None) -> np.ndarray:
-    """For each image the earliest one that stays and looks like it, its own place when it stays itself.
+    """Return the index of the first kept near-duplicate of each image, its own where it is kept itself.
 
     In order: an image stays unless its hash differs by at most `distance` bits from that of an earlier one that stays.
     So two images that stay always differ by more, and an image is never left out for one that is left out itself.
@@ -99,54 +98,54 @@ def near_copies(hashes: np.ndarray, distance: int, candidates: np.ndarray | None
     Args:
         hashes: (n,) uint64.
         distance: bits, 0 to 63.
-        candidates: (n,) bool, the images that take part, default all; the others keep their own place.
+        candidates: (n,) bool, the images that take part, default all; the others keep their own index.
 
     Returns:
         (n,) int64.
     """
     first = np.arange(len(hashes))
-    places = first if candidates is None else np.flatnonzero(candidates)
+    indices = first if candidates is None else np.flatnonzero(candidates)
     # Equal hashes share their fate: a placeholder that comes a million times is looked at once.
-    values, starts, inverse = np.unique(hashes[places], return_index=True, return_inverse=True)
+    values, starts, inverse = np.unique(hashes[indices], return_index=True, return_inverse=True)
     order = np.argsort(starts)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     target = np.arange(len(values))
     if distance:
         _sift(values[order], np.arange(len(values)), distance, target)
-    first[places] = places[starts[order][target[rank[inverse]]]]
+    first[indices] = indices[starts[order][target[rank[inverse]]]]
     return first
 
 
-def _sift(hashes: np.ndarray, places: np.ndarray, distance: int, target: np.ndarray) -> np.ndarray:
-    """Note in `target` the earliest of `places` that stays within the distance of each; returns those that stay.
+def _sift(hashes: np.ndarray, indices: np.ndarray, distance: int, target: np.ndarray) -> np.ndarray:
+    """Note in `target` the earliest kept index within the distance of each of `indices`; return those that are kept.
 
     The second half meets only what stays of the first half, which is never crowded: its hashes lie apart.
     """
-    if len(places) <= _BLOCK:
-        return _sift_block(hashes[places], places, distance, target)
-    half = len(places) // 2
-    early = _sift(hashes, places[:half], distance, target)
-    late = places[half:]
+    if len(indices) <= _BLOCK:
+        return _sift_block(hashes[indices], indices, distance, target)
+    half = len(indices) // 2
+    early = _sift(hashes, indices[:half], distance, target)
+    late = indices[half:]
     found = _earliest(hashes[early], hashes[late], distance)
     near = found < len(early)
     target[late[near]] = early[found[near]]
     return np.concatenate([early, _sift(hashes, late[~near], distance, target)])
 
 
-def _sift_block(hashes: np.ndarray, places: np.ndarray, distance: int, target: np.ndarray) -> np.ndarray:
+def _sift_block(hashes: np.ndarray, indices: np.ndarray, distance: int, target: np.ndarray) -> np.ndarray:
     near = np.triu(np.bitwise_count(hashes[:, None] ^ hashes) <= distance, 1)
     stays = np.ones(len(hashes), bool)
     for row in np.flatnonzero(near.any(axis=1)):
         if stays[row]:
             new = near[row] & stays
-            target[places[new]] = places[row]
+            target[indices[new]] = indices[row]
             stays &= ~new
-    return places[stays]
+    return indices[stays]
 
 
 def _earliest(known: np.ndarray, hashes: np.ndarray, distance: int) -> np.ndarray:
-    """Place in `known` (k,) of the first within the distance of each of `hashes` (n,), k where there is none; (n,)."""
+    """Return the index in `known` (k,) of the first within the distance of each of `hashes` (n,), k for none; (n,)."""
     edges = np.linspace(0, _BITS, distance + 2).astype(int)
     bands = [_Band(known, hashes, low, high) for low, high in pairwise(edges)]
     if sum(band.size for band in bands) * _GATHERED > len(known) * len(hashes):
@@ -173,7 +172,7 @@ class _Band:
         self.size = int(self._counts.sum())
 
     def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places in both, at most `_PAIRS` at a time."""
+        """Yield indices into both, at most `_PAIRS` at a time."""
         ends = np.cumsum(self._counts)
         begins = ends - self._counts
         for begin in range(0, self.size, _PAIRS):
@@ -185,7 +184,7 @@ class _Band:
 
 
 def _earliest_of_all(known: np.ndarray, hashes: np.ndarray, distance: int) -> np.ndarray:
-    """As `_earliest`, by comparing all with all."""
+    """Find the same as `_earliest` by comparing all with all."""
     found = np.full(len(hashes), len(known))
     columns = min(len(known), _TILE // 64)
     rows = _TILE // max(columns, 1)

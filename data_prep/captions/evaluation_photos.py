@@ -1,20 +1,25 @@
-"""The photos of evaluation sets, by perceptual hash: what is like one of them must not be trained on."""
+"""Photos of evaluation sets by perceptual hash: what is like one of them must not be trained on."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from data_prep.captions.duplicates import FINGERPRINT_VERSION, fingerprint, load_arrays
-from simzss import config as conf
-from simzss.atomic import write_whole
-from simzss.data.benchmark import Benchmark, BenchmarkConfig
-from simzss.data.shards import decode_image
-from simzss.errors import InputError
+from simzss.atomic import atomic_write
+from simzss.data.images import decode_image
+from simzss.data.settings import BenchmarkSettings
+from simzss.errors import DataError
+from simzss.progress import progress
+from simzss.settings.compose import load_choice
+
+from .duplicates import FINGERPRINT_VERSION, fingerprint, load_arrays
+
+if TYPE_CHECKING:
+    from simzss.data.benchmark import Benchmark
 
 
 @dataclass(frozen=True)
@@ -37,32 +42,29 @@ class EvaluationPhotos:
 
     @classmethod
     def find(cls, roots: Sequence[Path]) -> "EvaluationPhotos":
-        """Look for the sets of `benchmark=all` below each folder.
+        """Find the sets of `benchmark=all` below each folder.
 
         Raises:
-            InputError: no such folder, it holds none of the sets, or a part of one: what is missing would go unseen.
+            DataError: no such folder, it holds none of the sets, or a part of one: what is missing would go unseen.
         """
         sets: dict[Path, list[str]] = {}
         missing: dict[str, str] = {}
         found: set[str] = set()
         for root in roots:
             if not root.is_dir():
-                raise InputError(f"filters.evaluation_root={root} is no folder")
-            here = 0
-            for name in conf.load_choice("benchmark", "all").sets:
-                choice = conf.to_plain(conf.load_choice("benchmark", name)) | {"root": str(root), "limit": None}
-                config = BenchmarkConfig(**choice)
-                if Benchmark.find_root(config) is None:
-                    missing.setdefault(name, f"{root} has no {config.images} and {config.masks}")
+                raise DataError(f"filters.evaluation_root={root} is no folder")
+            absent: dict[str, str] = {}
+            for name, benchmark in _benchmarks(root):
+                if isinstance(benchmark, str):
+                    absent[name] = benchmark
                     continue
-                benchmark = Benchmark(config)
-                here += 1
                 found.add(name)
                 for photo in benchmark.names:
                     sets.setdefault(benchmark.image_path(photo), []).append(name)
-            if not here:
-                listed = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-                raise InputError(f"filters.evaluation_root={root} holds none of the evaluation sets ({listed})")
+            missing = absent | missing
+            if len(absent) == len(load_choice("benchmark", "all")["sets"]):
+                listed = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
+                raise DataError(f"filters.evaluation_root={root} holds none of the evaluation sets ({listed})")
         names = {path: f"{', '.join(dict.fromkeys(named))}: {path.stem}" for path, named in sets.items()}
         states = [path.stat() for path in names]
         sizes = [[name, state.st_size] for name, state in zip(names.values(), states, strict=True)]
@@ -74,6 +76,18 @@ class EvaluationPhotos:
             _digest([FINGERPRINT_VERSION, sizes]),
             _digest([FINGERPRINT_VERSION, sizes, times]),
         )
+
+
+def _benchmarks(root: Path) -> Iterator[tuple[str, "Benchmark | str"]]:
+    """Yield each set of `benchmark=all` below a folder, or why it is not there."""
+    from simzss.data.benchmark import Benchmark  # torch, which workers do without
+
+    for name in load_choice("benchmark", "all")["sets"]:
+        settings = BenchmarkSettings.of({**load_choice("benchmark", name), "root": str(root)})
+        if Benchmark.find_root(settings) is None:
+            yield name, f"{root} has no {settings.images} and {settings.masks}"
+        else:
+            yield name, Benchmark(settings)
 
 
 def _digest(content: object) -> str:
@@ -101,7 +115,7 @@ class EvaluationImages:
         return len(self.names)
 
     def match(self, number: int) -> str | None:
-        """Name of the photo whose hash is nearest to this one, the first of several; None beyond the distance."""
+        """Return the name of the photo with the nearest hash, the first of several; None beyond the distance."""
         if not len(self):
             return None
         bits = np.bitwise_count(self.hashes ^ np.uint64(number))
@@ -109,42 +123,37 @@ class EvaluationImages:
         return self.names[best] if bits[best] <= self.distance else None
 
     @classmethod
-    def compute(
-        cls, photos: EvaluationPhotos, distance: int, progress: Callable[[int, int], None] | None = None
-    ) -> "EvaluationImages":
-        """Hash every photo; `progress(done, total)` is called after each.
+    def compute(cls, photos: EvaluationPhotos, distance: int) -> "EvaluationImages":
+        """Hash every photo.
 
         Raises:
-            InputError: a photo cannot be read.
+            DataError: a photo cannot be read.
         """
         hashes = np.zeros(len(photos.names), np.uint64)
-        for place, path in enumerate(photos.names):
+        paths = progress(photos.names, len(photos.names), "hashes of evaluation photos", "photos")
+        for index, path in enumerate(paths):
             try:
                 data = path.read_bytes()
-                hashes[place] = fingerprint(data, decode_image(data))[1]
+                hashes[index] = fingerprint(data, decode_image(data))[1]
             except (OSError, ValueError) as error:
-                raise InputError(f"evaluation photo {path} cannot be read: {error}") from error
-            if progress is not None:
-                progress(place + 1, len(photos.names))
+                raise DataError(f"evaluation photo {path} cannot be read: {error}") from error
         return cls(hashes, tuple(photos.names.values()), photos.stamp, distance)
 
     @classmethod
-    def kept(
-        cls, path: Path, photos: EvaluationPhotos, distance: int, progress: Callable[[int, int], None] | None = None
-    ) -> "EvaluationImages":
-        """Those that an earlier run kept in `path`; where it has none, or of other photos, hashed now and kept there.
+    def kept(cls, path: Path, photos: EvaluationPhotos, distance: int) -> "EvaluationImages":
+        """Read the hashes that an earlier run kept in `path`; none, or of other photos: hash now and keep them there.
 
         Raises:
-            InputError: a photo cannot be read.
+            DataError: a photo cannot be read.
             OSError: `path` cannot be written.
         """
         try:
             images = cls.load(path, distance)
-        except InputError:
+        except DataError:
             images = None
         if images is None or images.stamp != photos.stamp:
-            images = cls.compute(photos, distance, progress)
-            write_whole(path, images.save)
+            images = cls.compute(photos, distance)
+            atomic_write(path, images.save)
         return images
 
     def save(self, stream: BinaryIO) -> None:
@@ -163,14 +172,14 @@ class EvaluationImages:
         """Read what `save` wrote.
 
         Raises:
-            InputError: not there, broken, or of another version.
+            DataError: not there, broken, or of another version.
         """
         hashes, texts = load_arrays(path, "hashes", "texts")
         try:
             content = json.loads(texts.tobytes())
             names, stamp = tuple(map(str, content["names"])), str(content["stamp"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} holds no hashes of evaluation photos: {error}") from error
+            raise DataError(f"{path} holds no hashes of evaluation photos: {error}") from error
         if hashes.dtype != np.uint64 or hashes.shape != (len(names),):
-            raise InputError(f"{path} holds no hashes of evaluation photos")
+            raise DataError(f"{path} holds no hashes of evaluation photos")
         return cls(hashes, names, stamp, distance)

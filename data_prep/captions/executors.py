@@ -1,6 +1,6 @@
-"""Where tasks run: this process, processes on this machine, or a Ray cluster. The only ray import.
+"""Run tasks in this process, in processes on this machine, or on a Ray cluster. The only ray import.
 
-All take a function and jobs, keep a bounded number of jobs under way, and give an outcome for each, as they end. A job
+All take a function and jobs, keep a bounded number of jobs under way, and yield an outcome for each as it ends. A job
 that fails takes no other with it.
 """
 
@@ -21,15 +21,24 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from simzss.errors import InputError
+from simzss.errors import ConfigError, InputError
+from simzss.extras import need
+
+from .settings import ExecutorSettings, LocalSettings, RaySettings
 
 _WAITING = 2  # jobs for each process: one under way and one that is ready when it ends
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota error
 
 
 @dataclass(frozen=True)
 class Job:
-    """One call: `argument` is sent to the process that does it, `number` and `name` are the task's."""
+    """One call of a function.
+
+    Attributes:
+        number: of the task.
+        name: of the task.
+        argument: sent to the process that does it.
+    """
 
     number: int
     name: str
@@ -38,9 +47,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its result, or the reason why it has none.
+    """Result of a job, or the reason why it has none.
 
-    `no_space` says that the disk is full, which the next job will find as well.
+    Attributes:
+        number: of the task.
+        name: of the task.
+        result: what the function returned.
+        error: why it returned nothing.
+        no_space: the disk is full, which the next job will find as well.
     """
 
     number: int
@@ -55,32 +69,31 @@ class Executor(Protocol):
 
     @property
     def processes(self) -> int:
-        """Jobs at once."""
+        """Return the number of jobs at once."""
 
     def run(self, function: Callable[[Any], Any], jobs: Iterator[Job]) -> Iterator[Outcome]:
-        """Outcomes in the order in which jobs end. `function` is importable by name where it runs."""
+        """Yield outcomes in the order in which jobs end; `function` is importable by name where it runs."""
 
     def close(self) -> None:
         """End what was started for the jobs."""
 
 
-def make_executor(kind: str, processes: int | None, address: str | None, cpus: float, gpus: float) -> Executor:
-    """The executor of `conf/executor`.
+def make_executor(settings: ExecutorSettings) -> Executor:
+    """Return the executor of the settings; `close` it in the end.
 
     Raises:
-        InputError: a number of processes or cores that cannot be, Ray not installed or not reached.
+        InputError: Ray not installed or not reached, or no machine of its cluster fits.
     """
-    if processes is not None and processes < 1:
-        raise InputError(f"executor.processes={processes} must be at least 1")
-    if cpus <= 0 or gpus < 0:
-        raise InputError(f"executor.cpus={cpus} must be above 0 and executor.gpus={gpus} not below")
-    if kind == "serial":
-        return SerialExecutor()
-    if kind not in ("local", "ray"):
-        raise InputError(f"executor.kind={kind} must be serial, local or ray")
-    if kind == "local":
-        return LocalExecutor(processes or len(os.sched_getaffinity(0)))
-    return RayExecutor(address, processes, cpus, gpus)
+    if isinstance(settings, RaySettings):
+        return RayExecutor(settings)
+    if isinstance(settings, LocalSettings):
+        return LocalExecutor(settings.processes or usable_cores())
+    return SerialExecutor()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def attempt(function: Callable[[Any], Any], job: Job) -> Outcome:
@@ -104,11 +117,11 @@ class SerialExecutor:
     processes = 1
 
     def run(self, function: Callable[[Any], Any], jobs: Iterator[Job]) -> Iterator[Outcome]:
-        """As `Executor.run`."""
+        """Run jobs, see `Executor.run`."""
         return (attempt(function, job) for job in jobs)
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: nothing was started."""
 
 
 class LocalExecutor:
@@ -119,7 +132,7 @@ class LocalExecutor:
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[[Any], Any], jobs: Iterator[Job]) -> Iterator[Outcome]:
-        """As `Executor.run`; when a process dies, the jobs under way are tried again, one after the other."""
+        """Run jobs; when a process dies, those under way are tried again, one after the other."""
         under_way: dict[Future[Outcome], Job] = {}
         suspects: deque[Job] = deque()
         try:
@@ -185,41 +198,54 @@ def _require_answer(address: str | None) -> None:
         try:
             socket.create_connection((found[1], int(found[2])), timeout=10).close()
         except (OSError, OverflowError) as error:
-            raise InputError(f"executor.address={address}: no Ray cluster is reached: {error}") from error
+            raise ConfigError(f"executor.address={address}: no Ray cluster is reached: {error}") from error
 
 
 class RayExecutor:
     """Tasks on a Ray cluster; Ray starts a task again whose machine is lost."""
 
-    def __init__(self, address: str | None, processes: int | None, cpus: float, gpus: float) -> None:
+    def __init__(self, settings: RaySettings) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a program reports nothing home unasked
+        self._ray = need("ray", "ray")
+        self._resources = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
+        _require_answer(settings.address)
+        self._connect(settings)
+        offered = self._offered(settings)
+        if offered < 1:
+            raise ConfigError(f"executor.cpus={settings.cpus:g} executor.gpus={settings.gpus:g}: no machine of the Ray "
+                              "cluster has so many")  # fmt: skip
+        self.processes = min(offered, settings.processes or offered)
+
+    def _connect(self, settings: RaySettings) -> None:
+        """Start or join a cluster, unless this process is in one already."""
+        if self._ray.is_initialized():
+            return
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if settings.address is None:  # "local": a cluster that the environment names is not meant
+            options |= {"num_cpus": settings.processes, "include_dashboard": False}
         try:
-            import ray
-        except ImportError as error:
-            raise InputError("executor=ray needs Ray: pip install 'simzss[ray]'") from error
-        _require_answer(address)
-        self._ray = ray
-        self._resources = {"num_cpus": cpus, "num_gpus": gpus}
-        if not ray.is_initialized():
-            try:
-                options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-                if address is None:  # "local": a cluster that the environment names is not meant
-                    options |= {"num_cpus": processes, "include_dashboard": False}
-                ray.init(address=address or "local", **options)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(f"executor.address={address}: no Ray cluster is reached: {error}") from error
-        # By machine: a task is on one of them, and Ray would wait for ever for one that fits.
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        offered = sum(
-            int(min(machine.get("CPU", 0) / cpus, machine.get("GPU", 0) / gpus if gpus else math.inf))
+            self._ray.init(address=settings.address or "local", **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"executor.address={settings.address}: no Ray cluster is reached: {error}") from error
+
+    def _offered(self, settings: RaySettings) -> int:
+        """Count the tasks that fit at once.
+
+        By machine: a task is on one of them, and Ray would wait for ever for one that fits.
+        """
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return sum(
+            int(
+                min(
+                    machine.get("CPU", 0) / settings.cpus,
+                    machine.get("GPU", 0) / settings.gpus if settings.gpus else math.inf,
+                )
+            )
             for machine in machines
         )
-        if offered < 1:
-            raise InputError(f"executor.cpus={cpus} executor.gpus={gpus}: no machine of the Ray cluster has so many")
-        self.processes = min(offered, processes or offered)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterator[Job]) -> Iterator[Outcome]:
-        """As `Executor.run`."""
+        """Run jobs, see `Executor.run`."""
         ray = self._ray
         remote = ray.remote(**self._resources)(attempt)
         under_way: dict[Any, Job] = {}

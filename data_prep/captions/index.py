@@ -1,4 +1,4 @@
-"""The index of a finished run and the list of what was left out, made from the records of its tasks."""
+"""Write the index of a run and the list of what was left out, from the done markers of its tasks."""
 
 import json
 from collections import Counter
@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.captions.output import OutputFolder
-from data_prep.captions.records import Dropped, Source
-from simzss.atomic import write_json, write_whole
+from simzss.atomic import atomic_write, write_json
+
+from .output import OutputFolder
+from .records import Dropped, Source
 
 INDEX_VERSION = 2
 
 
 @dataclass
 class Summary:
-    """What a run wrote and what it left out.
+    """Shards of a run, and counts of what it left out.
 
     Attributes:
         shards: their descriptions, in order.
@@ -45,12 +46,12 @@ class Summary:
 def write_index(
     output: OutputFolder, source: Source, failed: dict[int, tuple[str, str]], about: dict[str, Any]
 ) -> Summary:
-    """Write `skipped.jsonl` and `index.json` from the records of the tasks; memory holds no list of what was left out.
+    """Write `skipped.jsonl` and `index.json` from the done markers; memory holds no list of what was left out.
 
     Args:
         output: the folder.
         source: says how many tasks there are, and what was dropped before there was one for it.
-        failed: name of tasks without a record, and why they have none, by number.
+        failed: name of tasks without a done marker, and why they have none, by number.
         about: more for the index: the pipeline, the evaluation sets that were looked for.
     """
     summary = Summary()
@@ -60,7 +61,7 @@ def write_index(
             summary.count(item)
             stream.write(_line(item))
 
-    write_whole(output.skipped, write)
+    atomic_write(output.skipped, write)
     if summary.first is None:
         output.skipped.unlink()
     index = {
@@ -81,13 +82,13 @@ def write_index(
 def write_dropped(path: Path, items: list[Dropped]) -> None:
     """Write a list of what was left out, a JSON object a line; no file for none."""
     if items:
-        write_whole(path, lambda stream: stream.writelines(map(_line, items)))
+        atomic_write(path, lambda stream: stream.writelines(map(_line, items)))
     else:
         path.unlink(missing_ok=True)
 
 
 def read_dropped(path: Path) -> Iterator[Dropped]:
-    """What `write_dropped` wrote."""
+    """Read what `write_dropped` wrote."""
     if path.exists():
         with path.open(encoding="utf-8") as stream:
             yield from (Dropped(**json.loads(line)) for line in stream)
@@ -96,7 +97,7 @@ def read_dropped(path: Path) -> Iterator[Dropped]:
 def _dropped(
     output: OutputFolder, source: Source, failed: dict[int, tuple[str, str]], summary: Summary
 ) -> Iterator[Dropped]:
-    """What was dropped, in order of the tasks, whose shards or failures are noted on the way."""
+    """Yield what was dropped, in the order of the tasks, and note their shards or failures in `summary`."""
     yield from source.dropped()
     for number in range(len(source)):
         record = output.finished(number)

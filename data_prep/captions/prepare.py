@@ -1,48 +1,51 @@
 """From settings to index: which tasks there are, which of them are to be done, and what became of them."""
 
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from data_prep.captions.evaluation_photos import EvaluationImages, EvaluationPhotos
-from data_prep.captions.executors import Executor, Job, make_executor
-from data_prep.captions.filters import Filters
-from data_prep.captions.index import Summary, write_index
-from data_prep.captions.output import OutputFolder, opened
-from data_prep.captions.progress import Progress
-from data_prep.captions.records import Source
-from data_prep.captions.repeats import find_repeats
-from data_prep.captions.settings import CaptionsSettings, ExecutorSettings
-from data_prep.captions.sources import SourceSettings, open_source
-from data_prep.captions.task import PipelineSettings, Work, annotate_task, describe_pipeline, drop_repeats_task
-from simzss.errors import InputError
+from simzss.errors import DataError, InputError
+from simzss.progress import Bar
+
+from .evaluation_photos import EvaluationImages, EvaluationPhotos
+from .executors import Executor, Job, make_executor
+from .index import Summary, write_index
+from .output import OutputFolder
+from .records import Source
+from .repeats import find_repeats
+from .settings import CaptionsSettings, LocalSettings, RaySettings
+from .sources import open_source
+from .task import annotate_task, drop_repeats_task
+from .work import PipelineSettings, Work, describe_pipeline
 
 FORMAT = 3  # raise when the same input and settings would give other bytes
 
 
-class IncompleteError(InputError):
+class IncompleteError(DataError):
     """Some tasks could not be done; the others are finished."""
 
 
-def prepare(
-    settings: CaptionsSettings, source_settings: SourceSettings, filters: Filters, executor_settings: ExecutorSettings
-) -> Summary:
+def prepare(settings: CaptionsSettings) -> Summary:
     """Write all shards that are still to be written, and the index.
 
     Raises:
         InputError: bad settings or input; nothing was written then that a later run could not use.
         IncompleteError: some tasks failed; the folder holds the others and an index that says so.
     """
-    accelerator = settings.parse_on_accelerator or executor_settings.gpus > 0
-    if accelerator and executor_settings.processes is None and executor_settings.kind == "local":
-        executor_settings = replace(executor_settings, processes=1)  # they would share one accelerator's memory
+    executor_settings = settings.executor
+    accelerator = settings.parse_on_accelerator or (
+        isinstance(executor_settings, RaySettings) and executor_settings.gpus > 0
+    )
+    if accelerator and isinstance(executor_settings, LocalSettings) and executor_settings.processes is None:
+        executor_settings = executor_settings.replace(processes=1)  # they would share one accelerator's memory
     # A folder by its absolute path: a worker may have another working directory.
     name = str(Path(settings.spacy).absolute()) if _is_folder(settings.spacy) else settings.spacy
     pipeline = PipelineSettings(name, settings.parse_batch, accelerator)
-    with closing(make_executor(**asdict(executor_settings))) as executor:
-        summary = _prepare(settings, source_settings, filters, pipeline, executor)
+    with closing(make_executor(executor_settings)) as executor:
+        summary = _prepare(settings, pipeline, executor)
     if summary.failed:
         (name, reason), others = next(iter(summary.failed.items())), len(summary.failed) - 1
         what = reason if Path(name).name in reason else f"{name}: {reason}"
@@ -51,41 +54,17 @@ def prepare(
     return summary
 
 
-def _prepare(
-    settings: CaptionsSettings,
-    source_settings: SourceSettings,
-    filters: Filters,
-    pipeline: PipelineSettings,
-    executor: Executor,
-) -> Summary:
+def _prepare(settings: CaptionsSettings, pipeline: PipelineSettings, executor: Executor) -> Summary:
     info = _describe(pipeline, executor)  # a wrong name, before anything is made
+    filters = settings.filters
     with _naming_file():
         photos = EvaluationPhotos.find(filters.evaluation_roots) if filters.evaluation_roots else None
-    recipe = {
-        "format": FORMAT,
-        "pipeline": info | {"parse_batch": pipeline.batch_size, "accelerator": pipeline.accelerator},
-        "layout": source_settings.layout,
-        "columns": [source_settings.path_column, source_settings.caption_column, source_settings.image_column],
-        "broken_tars": source_settings.broken_tars,
-        "samples_per_shard": settings.samples_per_shard,
-        "shard_megabytes": settings.shard_megabytes,
-        "filters": asdict(replace(filters, evaluation_root=None)),
-        "photos below filters.evaluation_root": photos and photos.identity,
-    }
-    with opened(Path(settings.output), recipe) as output:
+    with OutputFolder.open(settings.output, _recipe(settings, pipeline, info, photos)) as output:
         with _naming_file():
-            source = open_source(source_settings, output.scratch)
+            source = open_source(settings, output.scratch)
             stamps = _compare(output, source, settings.changed)
-        work = Work(
-            output=output,
-            source=source_settings,
-            pipeline=pipeline,
-            pipeline_info=info,
-            filters=filters,
-            evaluation=None if photos is None else _hash_evaluation(output, photos, filters),
-            samples_per_shard=settings.samples_per_shard,
-            shard_bytes=round(settings.shard_megabytes * 1e6),
-        )
+        evaluation = None if photos is None else _hash_evaluation(output, photos, filters.evaluation_distance)
+        work = Work(output, settings, pipeline, info, evaluation)
         failed = _annotate(source, stamps, work, executor)
         if filters.looks_for_duplicates:
             failed |= _drop_repeats(source, stamps, work, executor)
@@ -94,12 +73,29 @@ def _prepare(
         if not summary.shards and not summary.failed:
             first = summary.first
             reason = f"{first.name}: {first.reason} {first.detail}".strip() if first else "no input"
-            raise InputError(f"no readable image with a caption; first reason: {reason}")
+            raise DataError(f"no readable image with a caption; first reason: {reason}")
     return summary
 
 
+def _recipe(
+    settings: CaptionsSettings, pipeline: PipelineSettings, info: dict[str, str], photos: EvaluationPhotos | None
+) -> dict[str, Any]:
+    """Return all that the bytes of the shards depend on besides the input."""
+    return {
+        "format": FORMAT,
+        "pipeline": info | {"parse_batch": pipeline.batch_size, "accelerator": pipeline.accelerator},
+        "layout": settings.layout,
+        "columns": [settings.path_column, settings.caption_column, settings.image_column],
+        "broken_tars": settings.broken_tars,
+        "samples_per_shard": settings.samples_per_shard,
+        "shard_megabytes": settings.shard_megabytes,
+        "filters": settings.filters.plain() | {"evaluation_root": None},  # its photos count, wherever they are
+        "photos below filters.evaluation_root": photos and photos.identity,
+    }
+
+
 def _describe(pipeline: PipelineSettings, executor: Executor) -> dict[str, str]:
-    """Name and versions of the pipeline, loaded in as many processes as will need it."""
+    """Return name and versions of the pipeline, loaded in as many processes as will need it."""
     jobs = (Job(number, pipeline.name, pipeline) for number in range(executor.processes))
     info = {}
     for outcome in executor.run(describe_pipeline, jobs):
@@ -110,7 +106,7 @@ def _describe(pipeline: PipelineSettings, executor: Executor) -> dict[str, str]:
 
 
 def _compare(output: OutputFolder, source: Source, changed: str) -> list[str]:
-    """The stamps of all tasks, of which those that are finished have had the same when they were done.
+    """Return the stamps of all tasks, of which those that are finished have had the same when they were done.
 
     Tasks whose input is another one now are refused, or forgotten with `changed=redo`, and so are those that the input
     no longer has. What a killed run left of them without a record is forgotten anyway.
@@ -125,7 +121,7 @@ def _compare(output: OutputFolder, source: Source, changed: str) -> list[str]:
     gone = sorted(number for number in output.numbers() if number >= len(stamps))
     named |= {n: f"task {n}, which the input no longer has" for n in gone if output.finished(n) is not None}
     if named and changed == "refuse":
-        raise InputError(f"input changed since output={output.path} was written: {_shown(list(named.values()))}; "
+        raise DataError(f"input changed since output={output.path} was written: {_shown(list(named.values()))}; "
                          "give another output=, or changed=redo to write these shards again")  # fmt: skip
     if named:
         print(f"input changed, to be written again: {_shown(list(named.values()))}", file=sys.stderr)
@@ -138,7 +134,7 @@ def _shown(names: list[str]) -> str:
 
 
 def _forget(output: OutputFolder, numbers: Collection[int]) -> None:
-    """Forget tasks, and before them the index, which vouches for them.
+    """Forget tasks, and before them the index that lists them.
 
     Here and not in a worker: one that a killed run left on another machine could take away what this run makes.
     """
@@ -148,18 +144,17 @@ def _forget(output: OutputFolder, numbers: Collection[int]) -> None:
         output.forget(number)
 
 
-def _hash_evaluation(output: OutputFolder, photos: EvaluationPhotos, filters: Filters) -> Path:
-    """Fingerprints of the evaluation photos, in a file that every worker reads."""
+def _hash_evaluation(output: OutputFolder, photos: EvaluationPhotos, distance: int) -> Path:
+    """Write fingerprints of the evaluation photos to a file that every worker reads."""
     for name, reason in photos.missing.items():
         print(f"filters.evaluation_root: without {name}: {reason}", file=sys.stderr)
     path = output.tasks / "evaluation.npz"
-    progress = Progress("hashes of evaluation photos", len(photos.names), "photos")
-    EvaluationImages.kept(path, photos, filters.evaluation_distance, lambda done, total: progress.add())
+    EvaluationImages.kept(path, photos, distance)
     return path
 
 
 _Failed = dict[int, tuple[str, str]]
-"""Name of tasks that have failed, and why, by number."""
+"""Name of each task that failed, and why, by number."""
 
 
 def _annotate(source: Source, stamps: list[str], work: Work, executor: Executor) -> _Failed:
@@ -190,7 +185,7 @@ def _annotate_anew(
                 else:
                     changed[task.number] = (task.name, "its input changed while it was read; run again")
 
-    return _run(executor, annotate_task, jobs(), Progress("annotation", len(numbers))) | changed
+    return _run(executor, annotate_task, jobs(), "annotation", len(numbers)) | changed
 
 
 def _drop_repeats(source: Source, stamps: list[str], work: Work, executor: Executor) -> _Failed:
@@ -219,30 +214,34 @@ def _drop_repeats(source: Source, stamps: list[str], work: Work, executor: Execu
             output.record(number).unlink()
             yield Job(number, record["task"], (number, record, work, repeats(number)))
 
-    return failed | _run(executor, drop_repeats_task, jobs(), Progress("dropping repeated images", len(pending)))
+    return failed | _run(executor, drop_repeats_task, jobs(), "dropping repeated images", len(pending))
 
 
-def _run(executor: Executor, function: Callable, jobs: Iterator[Job], progress: Progress) -> _Failed:
-    """Run jobs; those that fail. On a full disk the rest is not tried for long."""
+def _run(executor: Executor, function: Callable, jobs: Iterator[Job], description: str, total: int) -> _Failed:
+    """Run jobs and return those that failed. On a full disk the rest is not tried for long."""
     failed: _Failed = {}
-    full = 0
+    full = captions = 0
+    start = time.monotonic()
 
     def until_full() -> Iterator[Job]:
         for job in jobs:
             if full > 2 * executor.processes:
                 failed[job.number] = (job.name, "not tried: the disk is full")
-                progress.add()
+                bar.update()
             else:
                 yield job
 
-    for outcome in executor.run(function, until_full()):
-        if outcome.error is not None:
-            failed[outcome.number] = (outcome.name, outcome.error)
-            full = full + 1 if outcome.no_space else 0
-            progress.add()
-        else:
-            full = 0
-            progress.add(sum(shard["captions"] for shard in outcome.result["shards"]))
+    with Bar(total, description, "tasks") as bar:
+        for outcome in executor.run(function, until_full()):
+            if outcome.error is not None:
+                failed[outcome.number] = (outcome.name, outcome.error)
+                full = full + 1 if outcome.no_space else 0
+            else:
+                full = 0
+                captions += sum(shard["captions"] for shard in outcome.result["shards"])
+                rate = captions / max(time.monotonic() - start, 1e-3)
+                bar.set_postfix_str(f"{captions:,} captions, {rate:,.0f} a second", refresh=False)
+            bar.update()
     return failed
 
 
@@ -255,8 +254,12 @@ def _is_folder(name: str) -> bool:
 
 @contextmanager
 def _naming_file() -> Iterator[None]:
-    """What the system refuses of the input, in one line that names it."""
+    """Turn what the system refuses of the input into one line that names the file.
+
+    Raises:
+        DataError: in place of an `OSError`.
+    """
     try:
         yield
     except OSError as error:
-        raise InputError(f"{error.filename or 'input'} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{error.filename or 'input'} cannot be read: {error.strerror or error}") from error

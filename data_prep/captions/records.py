@@ -1,4 +1,4 @@
-"""What travels between the parts of the program: tasks, samples before annotation, and what was left out."""
+"""Tasks, samples before annotation, and what was left out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Task:
     """A part of the input that becomes whole shards, or nothing.
 
     Attributes:
-        number: place among the tasks of the source, from 0; names its shards.
+        number: index among the tasks of the source; names its shards.
         name: what messages call it: the path of a tar, or a file and a range.
         payload: what `sources.read_task` needs to read it, as plain JSON values.
         stamp: changes whenever the input of this task changes.
@@ -60,20 +60,20 @@ class Source(Protocol):
     """Image-caption pairs in one of the layouts that the program reads."""
 
     def __len__(self) -> int:
-        """Number of tasks."""
+        """Return the number of tasks."""
 
     def tasks(self) -> Iterator[Task]:
-        """All tasks in order; each call begins again and gives the same ones. Memory does not grow with the input."""
+        """Yield all tasks in order; each call begins again. Memory does not grow with the input."""
 
     def dropped(self) -> Iterator[Dropped]:
-        """What belongs to no task, such as a caption of an image that the file does not list."""
+        """Yield what belongs to no task, such as a caption of an image that the file does not list."""
 
 
 def key_of(number: int, position: int) -> str:
-    """Key of a sample in the shards: its task, and its place among the images of the task."""
+    """Return the key of a sample in the shards: its task, and its position among the images of the task."""
     return f"{number:06d}{position:06d}"
 
 
 def position_of(key: str) -> int:
-    """The place of a sample among the images of its task, by its key."""
+    """Return the position of a sample among the images of its task, by its key."""
     return int(key[6:])

@@ -1,4 +1,4 @@
-"""What the fingerprints of all images together mean for each task: which images go, and whose captions go where."""
+"""Decide for each task which images repeat others, by the fingerprints of all."""
 
 import hashlib
 import json
@@ -10,12 +10,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.captions.duplicates import FINGERPRINT_VERSION, Fingerprints, exact_copies, load_arrays, near_copies
-from data_prep.captions.filters import EXACT_COPY, NEAR_COPY, Filters
-from data_prep.captions.output import OutputFolder
-from data_prep.captions.records import key_of
 from simzss.concepts.concept import Caption
-from simzss.errors import InputError
+from simzss.errors import DataError
+
+from .duplicates import FINGERPRINT_VERSION, Fingerprints, exact_copies, load_arrays, near_copies
+from .filters import EXACT_COPY, NEAR_COPY
+from .output import OutputFolder
+from .records import key_of
+from .settings import FilterSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Repeats:
     captions: dict[int, list[Caption]] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Changes when a decision does; empty where there is none."""
+        """Return a digest of the decisions, empty where there is none."""
         if not self.dropped and not self.captions:
             return ""
         content = repr((sorted(self.dropped.items()), sorted(self.captions.items())))
@@ -44,7 +46,7 @@ class TaskFingerprints:
 
     Attributes:
         stamp: of the task's input.
-        positions: (n,) int64, places of the images in the task.
+        positions: (n,) int64, of the images in the task.
         fingerprints: of the n images.
         captions: annotated, of each image; None where they are not merged, or not asked for.
     """
@@ -73,7 +75,7 @@ class TaskFingerprints:
         """Read what `save` wrote.
 
         Raises:
-            InputError: not there, broken, or of another version.
+            DataError: not there, broken, or of another version.
         """
         stamp, positions, digests, hashes = load_arrays(path, "stamp", "positions", "digests", "hashes")
         texts = json.loads(load_arrays(path, "captions")[0].tobytes()) if captions else None
@@ -81,8 +83,8 @@ class TaskFingerprints:
         return cls(json.loads(stamp.tobytes()), positions, Fingerprints(digests, hashes), groups)
 
 
-def find_repeats(output: OutputFolder, stamps: Sequence[str], filters: Filters) -> Callable[[int], Repeats]:
-    """Decide about every image by the fingerprints of the tasks that have them; about 100 bytes an image are held.
+def find_repeats(output: OutputFolder, stamps: Sequence[str], filters: FilterSettings) -> Callable[[int], Repeats]:
+    """Decide about every image by the fingerprints of all tasks; about 100 bytes an image are held.
 
     The first of equal images in the order of the input stays; a near-duplicate is compared with the images that stay.
     Of tasks that failed there are no fingerprints: they take no part.
@@ -116,13 +118,13 @@ def find_repeats(output: OutputFolder, stamps: Sequence[str], filters: Filters) 
     def repeats(number: int) -> Repeats:
         dropped, captions = {}, {}
         for image in range(bounds[number], bounds[number + 1]):
-            place = int(positions[image])
+            position = int(positions[image])
             if first[image] != image:
-                dropped[place] = (exact_reason, key(first[image]))
+                dropped[position] = (exact_reason, key(first[image]))
             elif near[image] != image:
-                dropped[place] = (NEAR_COPY, key(near[image]))
+                dropped[position] = (NEAR_COPY, key(near[image]))
             elif image in merged:
-                captions[place] = merged[image]
+                captions[position] = merged[image]
         return Repeats(dropped, captions)
 
     return repeats
@@ -131,7 +133,7 @@ def find_repeats(output: OutputFolder, stamps: Sequence[str], filters: Filters) 
 def _merged_captions(
     output: OutputFolder, stamps: Sequence[str], first: np.ndarray, bounds: np.ndarray
 ) -> dict[int, list[Caption]]:
-    """Captions of later copies, in order, by the image that they repeat."""
+    """Return the captions of later copies, in order, by the image that they repeat."""
     merged: dict[int, list[Caption]] = defaultdict(list)
     later = np.flatnonzero(first != np.arange(len(first)))
     owners = np.searchsorted(bounds, later, side="right") - 1
@@ -143,12 +145,12 @@ def _merged_captions(
 
 
 def _load(output: OutputFolder, number: int, stamp: str, captions: bool = False) -> TaskFingerprints:
-    """Fingerprints of a task; those of none where they are missing, broken, or of other input."""
+    """Read the fingerprints of a task; none where they are missing, broken, or of other input."""
     try:
         found = TaskFingerprints.load(output.fingerprints(number), captions)
         if found.stamp == stamp:
             return found
-    except InputError:
+    except DataError:
         pass
     return TaskFingerprints("", np.zeros(0, np.int64), Fingerprints.of([]))
 

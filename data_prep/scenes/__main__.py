@@ -1,7 +1,8 @@
-"""`python -m data_prep.scenes`."""
+"""`python -m data_prep.scenes key=value`, the same as `simzss prep scenes key=value`."""
 
-from data_prep.scenes.program import main
-from simzss.errors import run_program
+import sys
+
+from simzss import cli
 
 if __name__ == "__main__":
-    run_program(main)
+    cli.main(["prep", "scenes", *sys.argv[1:]])

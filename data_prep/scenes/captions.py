@@ -1,11 +1,11 @@
-"""Captions of the synthetic scenes: varied, and true to the picture."""
+"""Write captions of the synthetic scenes: varied, and true to the picture."""
 
 import itertools
 
 import numpy as np
 
-from data_prep.scenes.compose import Scene, Thing
-from data_prep.scenes.grounds import CLASSES
+from .compose import Scene, Thing
+from .grounds import CLASSES
 
 _Rng = np.random.Generator
 
@@ -26,7 +26,7 @@ def _pick(rng: _Rng, options: tuple[str, ...] | list[str]) -> str:
 
 
 def _place(scene: Scene, rng: _Rng) -> str:
-    """A phrase for the grounds; empty at times, one of two at times."""
+    """Return a phrase for the grounds; empty at times, one of two at times."""
     if rng.random() < 0.25:
         return ""
     seen = np.bincount(scene.mask.ravel(), minlength=len(CLASSES)) / scene.mask.size
@@ -47,7 +47,7 @@ def _place(scene: Scene, rng: _Rng) -> str:
 
 
 def _name(members: list[Thing], rng: _Rng) -> str:
-    """ "a red wooden chair", "two balls": the attributes that all members share, each left out at times."""
+    """Return a name such as "a red wooden chair" or "two balls", with attributes that all members share at times."""
     words = []
     if len({m.colour for m in members}) == 1 and rng.random() < 0.65:
         words.append(members[0].colour)
@@ -64,7 +64,7 @@ def _name(members: list[Thing], rng: _Rng) -> str:
 
 
 def _relation(scene: Scene, one: list[int], two: list[int], rng: _Rng) -> str:
-    """A relation that holds between every member of `one` and of `two`; "and" or "with" where none does."""
+    """Return a relation that holds between every member of `one` and of `two`; "and" or "with" where none does."""
     pairs = list(itertools.product(one, two))
     if all((i, j) in scene.occlusions for i, j in pairs):
         return "in front of" if rng.random() < _FRONT else _pick(rng, ("partly hiding", "covering", "overlapping"))
@@ -83,7 +83,7 @@ def _relation(scene: Scene, one: list[int], two: list[int], rng: _Rng) -> str:
 
 
 def write_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One sentence or phrase about the scene; every class it names is visible, and every relation holds."""
+    """Write one sentence or phrase about the scene; every class it names is visible, and every relation holds."""
     kinds = list(dict.fromkeys(t.kind for t in scene.things))
     kinds = [kinds[i] for i in rng.permutation(len(kinds))]
     if len(kinds) > 1 and rng.random() < 0.2:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from data_prep.scenes.drawings import KINDS
-from data_prep.scenes.grounds import CLASSES, backdrop
-from data_prep.scenes.objects import COLOURS, MATERIALS, Patch, render_object, smooth_noise
+from .drawings import KINDS
+from .grounds import CLASSES, backdrop
+from .objects import COLOURS, MATERIALS, Patch, render_object, smooth_noise
 
 MIN_VISIBLE = 0.35  # of an object's area; below, the picture is arranged anew
 
@@ -38,7 +38,7 @@ class Scene(NamedTuple):
 
 
 def _choose(rng: _Rng, size: int) -> list[tuple[str, str, str, int]]:
-    """Kinds, colours, materials and sides in pixels of one to four objects; a kind comes up twice now and then."""
+    """Choose kinds, colours, materials and sides in pixels of one to four objects; a kind may come twice."""
     count = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.35, 0.3, 0.15]))
     kinds = [str(k) for k in rng.choice(list(KINDS), size=count, replace=False)]
     twin = count > 1 and rng.random() < 0.3
@@ -54,7 +54,7 @@ def _choose(rng: _Rng, size: int) -> list[tuple[str, str, str, int]]:
 
 
 def _overlay(n: int, x: float, y: float, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch of `n` pixels centred on (x, y) lies in the picture, and which part of the patch that is."""
+    """Return the window of a patch of `n` pixels centred on (x, y) in the picture, and the part of the patch in it."""
     windows = []
     for start in (round(y - n / 2), round(x - n / 2)):
         low, high = max(start, 0), min(start + n, size)

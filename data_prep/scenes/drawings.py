@@ -1,4 +1,4 @@
-"""Eighteen kinds of objects as parametric drawings in object units (x right, y down, about -1..1)."""
+"""Draw eighteen kinds of objects in object units (x right, y down, about -1..1)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_prep.scenes.pen import BARK, CREAM, DARK, GLASS, LEAF, STEEL, SUN, Pen, arc
+from .pen import BARK, CREAM, DARK, GLASS, LEAF, STEEL, SUN, Pen, arc
 
 
 def _apple(p: Pen, rng: np.random.Generator) -> None:
@@ -247,15 +247,9 @@ def _mug(p: Pen, rng: np.random.Generator) -> None:
     for y in (-0.28, 0.62):
         p.line(arc(-0.14, y, 0.64, 0.18, 2, 178), 0.06, 0.6)
     heart = [
-        (-0.14, 0.62),
-        (-0.44, 0.3),
-        (-0.38, 0.1),
-        (-0.2, 0.08),
-        (-0.14, 0.2),
-        (-0.08, 0.08),
-        (0.1, 0.1),
-        (0.16, 0.3),
-    ]
+        (-0.14, 0.62), (-0.44, 0.3), (-0.38, 0.1), (-0.2, 0.08),
+        (-0.14, 0.2), (-0.08, 0.08), (0.1, 0.1), (0.16, 0.3),
+    ]  # fmt: skip
     p.blob(heart, CREAM)
 
 
@@ -299,7 +293,7 @@ def _umbrella(p: Pen, rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of object is drawn: its strokes and the range of its rotation in degrees either way."""
+    """A kind of object: the function that draws it, and the range of its rotation in degrees either way."""
 
     draw: Callable[[Pen, np.random.Generator], None]
     tilt: float

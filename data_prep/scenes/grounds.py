@@ -5,8 +5,8 @@ Each texture is (H, W, 3) float32 in 0..255; `s` is the size of its details, 1 a
 
 import numpy as np
 
-from data_prep.scenes.drawings import KINDS
-from data_prep.scenes.objects import smooth_noise
+from .drawings import KINDS
+from .objects import smooth_noise
 
 GROUNDS = ("grass", "sand", "water", "snow", "floor", "wall", "sky")
 CLASSES = (*KINDS, *GROUNDS)  # mask value = index
@@ -16,7 +16,7 @@ _Shape = tuple[int, int]
 
 
 def _mix(low: tuple[int, int, int], high: tuple[int, int, int], t: np.ndarray) -> np.ndarray:
-    """From colour `low` at t = 0 to `high` at t = 1; (H, W) -> (H, W, 3)."""
+    """Mix colours from `low` at t = 0 to `high` at t = 1; (H, W) -> (H, W, 3)."""
     a, b = np.array(low, np.float32), np.array(high, np.float32)
     return a + (b - a) * np.clip(t, 0, 1)[..., None].astype(np.float32)
 
@@ -105,7 +105,7 @@ def _ground(name: str, rng: _Rng, shape: _Shape, s: float, cloudy: bool) -> np.n
 
 
 def backdrop(rng: _Rng, size: int, cloudy: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], float]:
-    """Picture (S, S, 3) and mask (S, S) of the grounds, their names, and the height of the horizon (0 without)."""
+    """Draw picture (S, S, 3) and mask (S, S) of the grounds; also return their names and the horizon (0 without)."""
     s, shape = size / 256, (size, size)
     if rng.random() < 0.5:
         name = GROUNDS[rng.integers(len(GROUNDS))]

@@ -1,4 +1,4 @@
-"""The objects of the synthetic scenes: a drawing (`data_prep.scenes.drawings`), a colour, a material, the light.
+"""Render objects of the synthetic scenes: a drawing, a colour, a material, the light.
 
 An object is drawn as flat parts into an index image at `OVERSAMPLE` times its final size and reduced to smooth
 edges; its material's texture and the light are added at the final size. `render_object` is the entry point.
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from data_prep.scenes.drawings import KINDS
-from data_prep.scenes.pen import REACH, Pen, Point
+from .drawings import KINDS
+from .pen import REACH, Pen, Point
 
 OVERSAMPLE = 2
 
@@ -39,7 +39,7 @@ class Patch(NamedTuple):
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: Point) -> np.ndarray:
-    """Random values 0..1 that change over about `cell` = (down, across) pixels; (H, W) float32."""
+    """Draw random values 0..1 that change over about `cell` = (down, across) pixels; (H, W) float32."""
     height, width = shape
     coarse = rng.random((int(height / cell[0]) + 2, int(width / cell[1]) + 2), dtype=np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
@@ -48,7 +48,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: Point) 
 def _material(
     name: str, u: np.ndarray, v: np.ndarray, dark: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
-    """The look of a material at object coordinates `u`, `v` (S, S): gain (S, S), veil (S, S), the veil's colour.
+    """Return the gain (S, S), veil (S, S) and colour of the veil of a material at object coordinates `u`, `v` (S, S).
 
     The gain multiplies the object's colour; the veil (0..1) mixes it with the veil's colour.
     """
@@ -85,7 +85,7 @@ def _material(
 
 
 def _shade(cover: np.ndarray, light: Point, strength: float) -> np.ndarray:
-    """Light and shadow on the object, about 1; (S, S) float32: rounded edges, and a fall-off away from the light."""
+    """Return light and shadow on the object, about 1; (S, S) float32: rounded edges, fall-off away from the light."""
     side = cover.shape[0]
     image = Image.fromarray((cover * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(side * 0.045))
     height = np.asarray(image, np.float32) / 255

@@ -1,4 +1,4 @@
-"""The pen that draws the objects of the synthetic scenes: flat parts into an index image."""
+"""Draw flat parts of objects into an index image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GLASS, LEAF, SUN = (178, 214, 232), (58, 128, 48), (250, 205, 70)
 
 
 class Pen:
-    """Draws flat parts in object units (x right, y down, about -1..1) into an index image of `side` pixels."""
+    """A pen for flat parts in object units (x right, y down, about -1..1) into an index image of `side` pixels."""
 
     def __init__(self, side: int, angle: float, stretch: Point) -> None:
         self.image = Image.new("L", (side, side))
@@ -72,6 +72,6 @@ class Pen:
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float, end: float) -> list[Point]:
-    """Points on an ellipse between two angles in degrees (0 is right, 90 is down)."""
+    """Return points on an ellipse between two angles in degrees (0 is right, 90 is down)."""
     t = np.radians(np.linspace(start, end, max(6, int(abs(end - start) / 8))))
     return list(zip((x + rx * np.cos(t)).tolist(), (y + ry * np.sin(t)).tolist(), strict=True))

@@ -1,10 +1,10 @@
-"""Where a concept's characters are among a caption's tokens."""
+"""Map the characters of a concept to tokens of its caption."""
 
 from collections.abc import Sequence
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
-    """Half-open token range that covers the characters `start:end`, by interval overlap.
+    """Return the half-open token range that covers the characters `start:end`, by interval overlap.
 
     Args:
         offsets: character range of each token; special and padding tokens are empty ranges (0, 0).
@@ -12,7 +12,7 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tupl
         end: one past the last character.
 
     Returns:
-        (first, last + 1), or None when any part of the text was cut off by truncation: half a concept is another word.
+        (first, last + 1); None when truncation cut off any part of the text: half a concept is another word.
     """
     first = last = None
     for i, (token_start, token_end) in enumerate(offsets):

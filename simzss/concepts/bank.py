@@ -1,23 +1,23 @@
-"""Concept bank: which nouns are concepts, and which of them are the same one."""
+"""Concept bank: nouns that count as concepts, synonyms grouped."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from simzss.concepts.concept import Concept
-from simzss.errors import InputError
+from simzss.errors import DataError
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One concept: its name and the other lemmas that mean the same."""
+    """One concept: its name and other lemmas with the same meaning."""
 
     name: str
     synonyms: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The name and its synonyms."""
+        """Return the name and its synonyms."""
         return (self.name, *self.synonyms)
 
 
@@ -25,14 +25,14 @@ def read_entries(path: Path) -> list[Entry]:
     """Read a word list: one entry a line, `name, synonym, synonym`; `#` starts a comment.
 
     Raises:
-        InputError: file missing or not UTF-8, no entry in it, an empty name, a word that stands twice.
+        DataError: file missing or not UTF-8, no entry in it, an empty name, a word that stands twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
-        raise InputError(f"word list {path} does not exist") from error
+        raise DataError(f"word list {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"word list {path} cannot be read: {error}") from error
+        raise DataError(f"word list {path} cannot be read: {error}") from error
     entries: list[Entry] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -41,24 +41,24 @@ def read_entries(path: Path) -> list[Entry]:
             continue
         words = [" ".join(word.lower().split()) for word in line.split(",")]
         if not all(words):
-            raise InputError(f"{path}:{number}: empty name in {line!r}")
+            raise DataError(f"{path}:{number}: empty name in {line!r}")
         for word in words:
             if word in seen:
-                raise InputError(f"{path}:{number}: {word!r} is listed twice (first on line {seen[word]})")
+                raise DataError(f"{path}:{number}: {word!r} is listed twice (first on line {seen[word]})")
             seen[word] = number
         entries.append(Entry(words[0], tuple(words[1:])))
     if not entries:
-        raise InputError(f"word list {path} has no entries")
+        raise DataError(f"word list {path} has no entries")
     return entries
 
 
 class ConceptBank:
-    """Maps nouns to concept ids; matching is exact string equality with a name or a synonym.
+    """Map nouns to concept ids by exact string equality with a name or a synonym.
 
     Args:
-        entries: the concepts; a concept's id is its place in this list.
-        surface_forms: try the words as written before their lemma, so that "glasses" can be another concept than
-            "glass" and "woods" than "wood". The original release knows lemmas only.
+        entries: the concepts; a concept's id is its index in this list.
+        surface_forms: match words as written before their lemma, so that "glasses" can be another concept than
+            "glass" and "woods" than "wood". The original SimZSS release matches lemmas only.
     """
 
     def __init__(self, entries: Sequence[Entry], surface_forms: bool = False) -> None:
@@ -71,13 +71,13 @@ class ConceptBank:
         """Read a bank and leave out every entry of which any word is in `exclude` (leakage control).
 
         Raises:
-            InputError: as `read_entries`, or nothing is left.
+            DataError: as `read_entries`, or nothing is left.
         """
         removed = {" ".join(word.lower().split()) for word in exclude}
         entries = read_entries(path)
         kept = [entry for entry in entries if not removed.intersection(entry.words)]
         if not kept:
-            raise InputError(f"concept bank {path}: every entry is excluded")
+            raise DataError(f"concept bank {path}: every entry is excluded")
         return cls(kept, surface_forms)
 
     def __len__(self) -> int:
@@ -85,11 +85,11 @@ class ConceptBank:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Concept names; index = concept id."""
+        """Return the concept names; index = concept id."""
         return tuple(entry.name for entry in self.entries)
 
     def lookup(self, concept: Concept) -> int | None:
-        """Concept id of a mention, or None when the bank does not hold it."""
+        """Return the concept id of a mention, or None when the bank does not hold it."""
         if self.surface_forms and (found := self._ids.get(concept.text.lower())) is not None:
             return found
         return self._ids.get(concept.lemma)

@@ -1,4 +1,4 @@
-"""What a concept is: a noun of a caption, with its place in the caption."""
+"""Captions and their noun concepts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,8 +8,11 @@ from typing import Any
 class Concept:
     """One mention of a noun concept in a caption.
 
-    `text == caption[start:end]`; `lemma` is the lower-case name under which a bank knows the concept
-    ("two Tennis Rackets" -> text "Tennis Rackets", lemma "tennis racket"). Offsets count characters.
+    Attributes:
+        text: as written, `caption[start:end]`, such as "Tennis Rackets" of "two Tennis Rackets".
+        lemma: lower-case name under which a bank knows the concept: "tennis racket".
+        start: offset of the first character.
+        end: offset past the last character.
     """
 
     text: str
@@ -18,12 +21,12 @@ class Concept:
     end: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON."""
+        """Return a plain dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Concept":
-        """Inverse of `to_json`; a missing key raises KeyError, a surplus one is ignored."""
+        """Invert `to_json`; a missing key raises KeyError, a surplus one is ignored."""
         return cls(str(record["text"]), str(record["lemma"]), int(record["start"]), int(record["end"]))
 
 
@@ -35,10 +38,10 @@ class Caption:
     concepts: tuple[Concept, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON."""
+        """Return a plain dictionary for JSON."""
         return {"text": self.text, "concepts": [concept.to_json() for concept in self.concepts]}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Caption":
-        """Inverse of `to_json`."""
+        """Invert `to_json`."""
         return cls(str(record["text"]), tuple(Concept.from_json(concept) for concept in record["concepts"]))

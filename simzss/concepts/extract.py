@@ -1,4 +1,4 @@
-"""Parsed caption -> concepts (SimZSS, section 3.2: noun chunk -> last compound modifier + root)."""
+"""Extract concepts from a parsed caption (SimZSS, section 3.2: noun chunk -> last compound modifier + root)."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ def lower_same_length(text: str) -> str:
 
 
 def extract_concepts(doc: "Doc", caption: str) -> Iterator[Concept]:
-    """Concepts of a caption from its parse.
+    """Extract the concepts of a caption from its parse.
 
     Args:
         doc: parse of `lower_same_length(caption)`, with tags, dependencies and lemmas.

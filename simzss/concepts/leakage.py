@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 
 from simzss.concepts.bank import read_entries
-from simzss.config import find_file, load_choice
-from simzss.errors import InputError
+from simzss.errors import ConfigError
+from simzss.settings.compose import find_file, load_choice
 
 
 def excluded_words(benchmarks: Sequence[str]) -> list[str]:
-    """Class names and their synonyms of named benchmarks, for leakage control of a concept bank.
+    """Return class names and their synonyms of named benchmarks, to be excluded from a concept bank.
 
     Raises:
-        InputError: unknown benchmark, or one whose class list comes with its data.
+        ConfigError: unknown benchmark, or one whose class list comes with its data or that has none.
     """
     words: list[str] = []
     for name in benchmarks:
-        classes = str(load_choice("benchmark", name)["classes"])
+        classes = load_choice("benchmark", name).get("classes")
+        if not isinstance(classes, str):
+            raise ConfigError(f"benchmark {name} has no list of classes to exclude")
         if classes.startswith("./"):
-            raise InputError(f"the classes of benchmark {name} come with its data and cannot be excluded by name")
+            raise ConfigError(f"the classes of benchmark {name} come with its data and cannot be excluded by name")
         words += [word for entry in read_entries(find_file(classes)) for word in entry.words]
     return words

@@ -1,16 +1,18 @@
-"""The spaCy pipeline: load, check, parse captions in batches. The only spaCy import."""
+"""Load and check a spaCy pipeline and parse captions in batches. The only spaCy import."""
 
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-
-import spacy
-from spacy.language import Language
+from typing import TYPE_CHECKING
 
 from simzss.concepts.concept import Caption
 from simzss.concepts.extract import extract_concepts, lower_same_length
-from simzss.errors import InputError, nearest
+from simzss.errors import ConfigError, nearest
+from simzss.extras import need
+
+if TYPE_CHECKING:
+    from spacy.language import Language
 
 # Parts that noun chunks and lemmas do not need; leaving them out is a quarter of the time.
 _UNUSED = ["ner", "textcat", "textcat_multilabel", "entity_linker", "entity_ruler"]
@@ -19,7 +21,7 @@ _ZONE = 8192
 
 
 class ConceptPipeline:
-    """A spaCy pipeline that turns captions into concepts.
+    """Find the concepts of captions with a spaCy pipeline.
 
     Args:
         name: installed package name or path of a pipeline folder.
@@ -27,7 +29,7 @@ class ConceptPipeline:
         accelerator: run on one, as transformer pipelines should; spaCy needs CuPy for it.
 
     Raises:
-        InputError: not installed, not a pipeline, or without the parts that concepts need; no accelerator.
+        ConfigError: not installed, not a pipeline, or without the parts that concepts need; no accelerator.
     """
 
     def __init__(self, name: str, batch_size: int = 256, accelerator: bool = False) -> None:
@@ -38,12 +40,12 @@ class ConceptPipeline:
 
     @property
     def info(self) -> dict[str, str]:
-        """Name and version of the pipeline and of spaCy, as recorded in every shard."""
-        meta = self.nlp.meta
+        """Return name and version of the pipeline and of spaCy, as recorded in every shard."""
+        meta, spacy = self.nlp.meta, need("spacy", "prep")
         return {"name": f"{meta['lang']}_{meta['name']}", "version": meta["version"], "spacy": spacy.__version__}
 
     def annotate(self, captions: Iterable[str]) -> Iterator[Caption]:
-        """Captions with their concepts, one for one and in order."""
+        """Yield captions with their concepts, one for one and in order."""
         stream = iter(captions)
         while texts := list(islice(stream, _ZONE)):
             with self.nlp.memory_zone():
@@ -57,34 +59,35 @@ class ConceptPipeline:
 
 def _use_accelerator() -> None:
     try:
-        spacy.require_gpu()  # before loading: it decides where the weights go
+        need("spacy", "prep").require_gpu()  # before loading: it decides where the weights go
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise InputError(
+        raise ConfigError(
             f"parse_on_accelerator: spaCy finds none (it needs CuPy: pip install cupy-cuda12x): {reason}"
         ) from error
 
 
-def _load(name: str) -> Language:
+def _load(name: str) -> "Language":
+    spacy = need("spacy", "prep")
     logging.getLogger("spacy").setLevel(logging.ERROR)
     try:
-        nlp = spacy.load(name, exclude=_UNUSED)
+        nlp: Language = spacy.load(name, exclude=_UNUSED)
     except OSError as error:
         installed = spacy.util.get_installed_models()
         hint = nearest(name, installed) if installed else "none is installed"
         reason = "is not a spaCy pipeline folder" if Path(name).exists() else "is not installed"
-        raise InputError(f"spacy={name} {reason}; {hint}") from error
+        raise ConfigError(f"spacy={name} {reason}; {hint}") from error
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         # A package that is no pipeline has no `load`; a language, or what its tokenizer needs, may not import.
-        raise InputError(f"spacy={name} does not load: {error}") from error
+        raise ConfigError(f"spacy={name} does not load: {error}") from error
     present = set(nlp.pipe_names)
     if "parser" not in present:
-        raise InputError(f"spacy={name} has no parser (it has: {', '.join(nlp.pipe_names) or 'nothing'}): "
+        raise ConfigError(f"spacy={name} has no parser (it has: {', '.join(nlp.pipe_names) or 'nothing'}): "
                          "noun chunks need one")  # fmt: skip
     if not present & {"lemmatizer", "trainable_lemmatizer"}:
-        raise InputError(f"spacy={name} has no lemmatizer (it has: {', '.join(nlp.pipe_names)}): concepts need lemmas")
+        raise ConfigError(f"spacy={name} has no lemmatizer (it has: {', '.join(nlp.pipe_names)}): concepts need lemmas")
     try:
         list(nlp("a cat").noun_chunks)
     except NotImplementedError as error:
-        raise InputError(f"spacy={name}: spaCy has no noun chunks for language {nlp.lang!r}") from error
+        raise ConfigError(f"spacy={name}: spaCy has no noun chunks for language {nlp.lang!r}") from error
     return nlp

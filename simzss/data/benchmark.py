@@ -1,7 +1,7 @@
 """Segmentation sets in their official folder layouts: photo + index mask, labels mapped to class indices."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,65 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from simzss.concepts.bank import read_entries
-from simzss.config import CONF_DIR, load_choice, to_plain
 from simzss.data.images import to_rgb
-from simzss.errors import InputError
+from simzss.data.settings import Background, BenchmarkSettings, BenchmarksSettings
+from simzss.errors import ConfigError, DataError, InputError, nearest
+from simzss.settings.compose import choices, find_file, load_choice
 
 IGNORE = 255
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """`conf/benchmark`: where photos and masks are below the root, and what the labels mean.
-
-    Args:
-        name: of the benchmark, key of the results.
-        root: folder of the official download.
-        inside: folders to look for below `root` when it is a parent of the set.
-        images: folder of photos, below the root.
-        masks: folder of masks, below the root.
-        image_suffix: end of a photo's file name.
-        mask_suffix: end of its mask's file name.
-        split: text file with one name a line, below the root or anywhere; null takes every mask.
-        num_classes: number of classes without the background.
-        classes: file of their plain names, below the configuration folder or, if `./…`, below the root.
-        engineered: file with several names for each of the same classes, null for none.
-        label_offset: added to mask values to get class indices (without the background class).
-        ignore_labels: mask values that do not count.
-        background: rule beside the plain names: arguments of `simzss.segmentation.background.Background`, whose
-            `words` may also be a file of them below the configuration folder; `with_masks` is the threshold for models
-            that were trained with masks, where it is another.
-        engineered_background: rule beside the engineered names.
-        short_side: short side in pixels that a protocol, by its name, takes for this set.
-        official_images: number of images of the official set.
-        limit: first so many images, null for all.
-        sam: what a protocol, by its name, takes for this set where settings leave it open: `cos_factor` and `parts` of
-            `Correlation`, `threshold` of `SamRefinement`.
-    """
-
-    name: str
-    root: str
-    inside: tuple[str, ...]
-    images: str
-    masks: str
-    image_suffix: str
-    mask_suffix: str
-    split: str | None
-    num_classes: int | None
-    classes: str
-    engineered: str | None
-    label_offset: int
-    ignore_labels: tuple[int, ...]
-    background: dict[str, Any]
-    engineered_background: dict[str, Any]
-    short_side: dict[str, int]
-    official_images: int | None
-    limit: int | None = None
-    sam: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"benchmark.limit={self.limit} must be at least 1")
+"""Label of pixels that do not count."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +33,28 @@ class Benchmark:
     """A segmentation set on disk.
 
     Args:
-        config: layout and labels.
+        settings: layout and labels.
+        key: of these settings, for the messages.
+
+    Attributes:
+        root: folder of the set.
+        class_groups: names of each class, background excluded.
+        engineered_groups: engineered names of the same classes; None without.
+        names: names of the images.
 
     Raises:
-        InputError: folder, split or class file missing or unreadable; no masks; a photo without a mask or the reverse.
+        DataError: folder or split missing or unreadable; no masks; a photo without a mask or the reverse.
+        InputError: class names missing, or another number of them than the set has.
     """
 
-    def __init__(self, config: BenchmarkConfig) -> None:
-        self.config = config
+    def __init__(self, settings: BenchmarkSettings, key: str = "benchmark") -> None:
+        self.settings = settings
+        self._key = key
         self.root = self._find_root()
-        self.class_groups = self._read_classes(config.classes)
-        self.engineered_groups = None if config.engineered is None else self._read_classes(config.engineered)
+        self.class_groups = self._class_groups("classes", settings.num_classes)
+        self.engineered_groups = None
+        if settings.engineered is not None:
+            self.engineered_groups = self._class_groups("engineered", len(self.class_groups))
         self.names = self._read_names()
 
     def __len__(self) -> int:
@@ -103,16 +62,32 @@ class Benchmark:
 
     @property
     def num_labels(self) -> int:
-        """Number of mask classes, background included where the set has one."""
-        return len(self.class_groups) + (self.config.background.get("kind", "none") != "none")
+        """Return the number of mask classes, background included where the set has one."""
+        return len(self.class_groups) + self.settings.background.present
 
     def image_path(self, name: str) -> Path:
-        """Path of a photo."""
-        return self.root / self.config.images / f"{name}{self.config.image_suffix}"
+        """Return the path of a photo."""
+        return self.root / self.settings.images / f"{name}{self.settings.image_suffix}"
 
     def mask_path(self, name: str) -> Path:
-        """Path of a mask."""
-        return self.root / self.config.masks / f"{name}{self.config.mask_suffix}"
+        """Return the path of a mask."""
+        return self.root / self.settings.masks / f"{name}{self.settings.mask_suffix}"
+
+    def background(self, engineered: bool = False, with_masks: bool = False) -> Background:
+        """Return the background rule beside the plain or the engineered names.
+
+        Args:
+            engineered: rule beside the engineered names.
+            with_masks: rule for a model that was trained with masks.
+        """
+        key = "engineered_background" if engineered else "background"
+        rule = self.settings.engineered_background if engineered else self.settings.background
+        threshold = rule.with_masks if with_masks and rule.with_masks is not None else rule.threshold
+        words = rule.words
+        if isinstance(words, str):
+            path = find_file(words, f"{self._key}.{key}.words")
+            words = [word for entry in read_entries(path) for word in entry.words]
+        return Background(kind=rule.kind, threshold=threshold if rule.has_threshold else 0.0, words=words)
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
@@ -120,132 +95,151 @@ class Benchmark:
         # Index masks are palette or grey images: never convert, the stored value is the label.
         labels = np.asarray(self._open(self.mask_path(name))).astype(np.int64)
         if labels.shape != (image.height, image.width):
-            raise InputError(f"{self.mask_path(name)} is {labels.shape}, its photo {(image.height, image.width)}")
+            raise DataError(f"{self.mask_path(name)} is {labels.shape}, its photo {(image.height, image.width)}")
         return Example(name, image, torch.from_numpy(self._map(labels, name)))
 
     def _open(self, path: Path) -> Image.Image:
-        """A decoded image file in its own mode."""
+        """Decode an image file in its own mode."""
         try:
             image = Image.open(path)
             image.load()
         except Exception as error:
             # Pillow raises a dozen types on broken files (OSError, SyntaxError, DecompressionBombError …).
-            raise InputError(f"benchmark {self.config.name}: {path} cannot be read: {error}") from error
+            raise DataError(f"benchmark {self.settings.name}: {path} cannot be read: {error}") from error
         return image
 
     def _map(self, labels: np.ndarray, name: str) -> np.ndarray:
-        ignored = np.isin(labels, self.config.ignore_labels)
-        mapped = labels + self.config.label_offset
+        """Map (H, W) labels of a file to class indices and `IGNORE`."""
+        ignored = np.isin(labels, self.settings.ignore_labels)
+        mapped = labels + self.settings.label_offset
         outside = ~ignored & ((mapped < 0) | (mapped >= self.num_labels))
         if outside.any():
-            raise InputError(f"{self.mask_path(name)} has label {int(labels[outside][0])}, which is none of the "
-                             f"{self.num_labels} classes of {self.config.name}")  # fmt: skip
+            raise DataError(f"{self.mask_path(name)} has label {int(labels[outside][0])}, which is none of the "
+                            f"{self.num_labels} classes of {self.settings.name}")  # fmt: skip
         mapped[ignored] = IGNORE
         return mapped
 
     @staticmethod
-    def find_root(config: BenchmarkConfig) -> Path | None:
-        """The folder of the set, at or below the configured root; None where its photos and masks are not there."""
-        root = Path(config.root)
-        for candidate in (root, *(root / inside for inside in config.inside)):
-            if (candidate / config.images).is_dir() and (candidate / config.masks).is_dir():
+    def find_root(settings: BenchmarkSettings) -> Path | None:
+        """Return the folder of a set, at or below its root; None where its photos and masks are not there."""
+        root = Path(settings.root)
+        for candidate in (root, *(root / inside for inside in settings.inside)):
+            if (candidate / settings.images).is_dir() and (candidate / settings.masks).is_dir():
                 return candidate
         return None
 
     def _find_root(self) -> Path:
-        root = Path(self.config.root)
-        if not root.is_dir():
-            raise InputError(f"benchmark.root={root} is no folder")
-        found = self.find_root(self.config)
-        if found is not None:
-            return found
-        raise InputError(f"benchmark.root={root} is not the {self.config.name} layout: it needs "
-                         f"{self.config.images} and {self.config.masks}")  # fmt: skip
+        require_folder(self.settings.root, f"{self._key}.root")
+        found = self.find_root(self.settings)
+        if found is None:
+            raise DataError(f"{self._key}.root={self.settings.root} is not the {self.settings.name} layout: it needs "
+                            f"{self.settings.images} and {self.settings.masks}")  # fmt: skip
+        return found
 
-    def background(self, engineered: bool = False, with_masks: bool = False) -> dict[str, Any]:
-        """The background rule beside the plain or the engineered names, its words read.
-
-        Args:
-            engineered: which names.
-            with_masks: whether it is for a model that was trained with masks.
-        """
-        rule = dict(self.config.engineered_background if engineered else self.config.background)
-        own = rule.pop("with_masks", None)
-        if with_masks and own is not None:
-            rule["threshold"] = own
-        words = rule.get("words", ())
-        if isinstance(words, str):
-            words = [word for entry in read_entries(CONF_DIR / words) for word in entry.words]
-        return rule | {"words": tuple(words)}
-
-    def _read_classes(self, name: str) -> tuple[tuple[str, ...], ...]:
-        path = self.root / name if name.startswith("./") else CONF_DIR / name
-        groups = tuple(entry.words for entry in read_entries(path))
-        expected = self.config.num_classes
+    def _class_groups(self, key: str, expected: int | None) -> tuple[tuple[str, ...], ...]:
+        """Return the names of each class, from the list in the settings or from a word list."""
+        names, where = getattr(self.settings, key), f"{self._key}.{key}"
+        if isinstance(names, str):
+            path = self.root / names if names.startswith("./") else find_file(names, where)
+            groups, where = tuple(entry.words for entry in read_entries(path)), str(path)
+        else:
+            groups = tuple(tuple(name.strip() for name in entry.split("/")) for entry in names)
         if expected is not None and len(groups) != expected:
-            raise InputError(f"{path} lists {len(groups)} classes, benchmark {self.config.name} has {expected}")
+            raise ConfigError(f"{where} lists {len(groups)} classes, benchmark {self.settings.name} has {expected}")
         return groups
 
     def _read_names(self) -> list[str]:
-        """Names of the split, or of the folders; the first `limit` of them have a photo and a mask each."""
-        config = self.config
-        names = self._found_names() if config.split is None else self._split_names(config.split)
-        names = names[: config.limit]
+        """Return the names of the split, or of the folders, up to the limit; each has a photo and a mask."""
+        split = self.settings.split
+        names = (self._found_names() if split is None else self._split_names(split))[: self.settings.limit]
         for path_of in (self.image_path, self.mask_path):
             missing = [name for name in names if not path_of(name).is_file()]
             if missing:
-                raise InputError(f"benchmark {config.name}: {path_of(missing[0])} does not exist "
-                                 f"({len(missing)} of {len(names)} missing)")  # fmt: skip
+                raise DataError(f"benchmark {self.settings.name}: {path_of(missing[0])} does not exist "
+                                f"({len(missing)} of {len(names)} missing)")  # fmt: skip
         return names
 
     def _split_names(self, split: str) -> list[str]:
-        """Names of a split file, one a line; they may hold spaces."""
+        """Return the names of a split file, one a line; they may hold spaces."""
         path = self.root / split
         if not path.is_file() and Path(split).is_file():
             path = Path(split)
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError as error:
-            raise InputError(f"benchmark {self.config.name}: split {path} does not exist") from error
+            raise DataError(f"benchmark {self.settings.name}: split {path} does not exist") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"benchmark {self.config.name}: split {path} cannot be read: {error}") from error
+            raise DataError(f"benchmark {self.settings.name}: split {path} cannot be read: {error}") from error
         names = [name for line in lines if (name := line.strip())]
         if not names:
-            raise InputError(f"benchmark {self.config.name}: split {path} names no image")
+            raise DataError(f"benchmark {self.settings.name}: split {path} names no image")
         return names
 
     def _found_names(self) -> list[str]:
-        """Names of all masks and all photos, so that one without the other is noticed."""
-        masks = _names(self.root / self.config.masks, self.config.mask_suffix)
+        """Return the names of all masks and all photos, so that one without the other is noticed."""
+        masks = _names(self.root / self.settings.masks, self.settings.mask_suffix)
         if not masks:
-            raise InputError(f"benchmark {self.config.name}: no masks in {self.root / self.config.masks}")
-        return sorted(masks | _names(self.root / self.config.images, self.config.image_suffix))
+            raise DataError(f"benchmark {self.settings.name}: no masks in {self.root / self.settings.masks}")
+        return sorted(masks | _names(self.root / self.settings.images, self.settings.image_suffix))
 
 
 def open_benchmark(group: str, name: str, changes: Mapping[str, Any]) -> Benchmark:
-    """The segmentation set `conf/benchmark/<name>.yaml` for another group of keys than `benchmark`.
+    """Open the segmentation set of a preset for another group of keys than `benchmark`.
 
     Args:
-        group: `benchmark` and `root` of which the user gave, as the errors say.
-        name: of the set.
-        changes: values in place of the file's.
+        group: keys `benchmark` and `root` of which the user gave, for the messages.
+        name: of the preset.
+        changes: values in place of the preset's.
 
     Raises:
         InputError: no such set, or see `Benchmark`.
     """
-    try:
-        chosen = to_plain(load_choice("benchmark", name))
-    except InputError as error:
-        raise InputError(f"{group}.{error}") from error
-    if chosen.pop("task", "segmentation") != "segmentation" or "masks" not in chosen:
-        raise InputError(f"{group}.benchmark={name} is no segmentation set")
-    try:
-        return Benchmark(BenchmarkConfig(**{**chosen, **changes}))
-    except InputError as error:
-        raise InputError(str(error).replace("benchmark.root=", f"{group}.root=")) from error
+    return Benchmark(_preset(f"{group}.benchmark", name, changes), group)
+
+
+def open_benchmarks(settings: BenchmarksSettings) -> dict[str, Benchmark | InputError]:
+    """Open the sets of a collection by name; an error in place of a set that is not at hand.
+
+    Raises:
+        ConfigError: a set that is none.
+        DataError: no set at hand.
+    """
+    require_folder(settings.root, "benchmark.root")
+    found: dict[str, Benchmark | InputError] = {}
+    for name in settings.sets:
+        preset = _preset("benchmark.sets", name, {"root": settings.root, "limit": settings.limit})
+        try:
+            found[name] = Benchmark(preset)
+        except InputError as error:
+            found[name] = error
+    if not any(isinstance(task, Benchmark) for task in found.values()):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+        raise DataError(f"benchmark.root={settings.root} holds none of the sets ({reasons})")
+    return found
+
+
+def require_folder(root: str, key: str) -> Path:
+    """Return the path of a folder.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not Path(root).is_dir():
+        raise DataError(f"{key}={root} is no folder")
+    return Path(root)
+
+
+def _preset(key: str, name: str, changes: Mapping[str, Any]) -> BenchmarkSettings:
+    """Return the settings of a segmentation set, by the name of its preset."""
+    if name not in (known := choices("benchmark")):
+        raise ConfigError(f"{key}={name} is unknown; {nearest(name, known)}")
+    values = load_choice("benchmark", name)
+    if values.get("task", "segmentation") != "segmentation":
+        raise ConfigError(f"{key}={name} is no segmentation set")
+    return BenchmarkSettings.of({**values, **changes})
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
-    """Names of the files below a folder that end in `suffix`, without it; `city/name` for those in subfolders."""
+    """Return the names of files that end in `suffix`, without it; `city/name` for those in subfolders."""
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
     return {path.removesuffix(suffix) for path in paths}

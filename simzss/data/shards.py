@@ -9,11 +9,11 @@ Nothing in a shard is ever unpickled: members are read as bytes and decoded here
 """
 
 import glob
-import io
 import json
 import os.path
 import random
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,12 +22,10 @@ from typing import Any
 
 import braceexpand
 import webdataset as wds
-from PIL import Image, ImageOps, UnidentifiedImageError
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from simzss.concepts.concept import Caption
-from simzss.data.images import to_rgb
-from simzss.errors import InputError
+from simzss.errors import DataError
 
 FORMAT_VERSION = 1
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
@@ -55,6 +53,15 @@ class Skipped:
     shard: str = ""
 
 
+def summarise_skipped(skipped: Iterable[Skipped], examples: int = 3) -> str:
+    """Return one line: the number of skipped samples, by reason, and the keys of the first."""
+    skipped = list(skipped)
+    reasons = Counter(record.reason.split(":")[0] for record in skipped)
+    counts = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    names = ", ".join(record.key for record in skipped[:examples])
+    return f"skipped {len(skipped)} samples ({counts}); first: {names}"
+
+
 def write_shard(path: Path, samples: Iterable[Sample], pipeline: dict[str, str]) -> None:
     """Write one tar; equal samples give equal bytes (no time, no owner)."""
     # Opened here: webdataset takes a name with a colon for a URL, and runs what follows "pipe:".
@@ -74,37 +81,37 @@ def write_shard(path: Path, samples: Iterable[Sample], pipeline: dict[str, str])
 
 
 def expand_shards(pattern: str | Sequence[str], key: str = "data.shards") -> list[str]:
-    """Shard paths of a path, a glob, a brace pattern, or a list of them; sorted within each.
+    """Return the shard paths of a path, a glob, a brace pattern, or a list of them; sorted within each.
 
     Args:
         pattern: a path that exists is taken literally, whatever characters it has.
         key: of the program's settings, for the messages.
 
     Raises:
-        InputError: a pattern that matches nothing, or with unbalanced braces.
+        DataError: a pattern that matches nothing, or with unbalanced braces.
     """
     paths: list[str] = []
     for entry in [pattern] if isinstance(pattern, str) else list(pattern):
         try:
             parts = [entry] if _is_file(entry) else list(braceexpand.braceexpand(entry))
         except ValueError as error:
-            raise InputError(f"{key}={entry} has unbalanced braces") from error
+            raise DataError(f"{key}={entry} has unbalanced braces") from error
         for part in parts:
             # Absolute patterns, which Path.glob refuses.
             found = [part] if _is_file(part) else sorted(glob.glob(part, recursive=True))  # noqa: PTH207
             if not found:
-                raise InputError(f"{key}={part} matches no file")
+                raise DataError(f"{key}={part} matches no file")
             paths.extend(found)
     return paths
 
 
 def _is_file(text: str) -> bool:
-    """Whether a path or pattern is the path of a file as it stands."""
+    """Tell whether a path or pattern is the path of a file as it stands."""
     return os.path.isfile(text)  # noqa: PTH113 - Path.is_file raises on text longer than a file name, as patterns may be
 
 
 def shard_order(urls: Sequence[str], seed: int, epoch: int) -> Iterator[list[str]]:
-    """Endless passes over the shards, each a fresh permutation of them."""
+    """Yield endless passes over the shards, each a fresh permutation of them."""
     passes = 0
     while True:
         order = list(urls)
@@ -115,7 +122,7 @@ def shard_order(urls: Sequence[str], seed: int, epoch: int) -> Iterator[list[str
 
 
 def read_shards(urls: Iterable[str], shuffle: int = 0, seed: str = "") -> Iterator[Sample | Skipped]:
-    """Samples of the shards in order, or through a seeded shuffle buffer of `shuffle` samples.
+    """Yield the samples of the shards in order, or through a seeded shuffle buffer of `shuffle` samples.
 
     A sample or a tar that cannot be read is passed on as `Skipped`, never dropped.
     """
@@ -128,7 +135,7 @@ def read_shards(urls: Iterable[str], shuffle: int = 0, seed: str = "") -> Iterat
 
 
 def read_members(urls: Iterable[str], on_broken: Callable[[Skipped], None]) -> Iterator[dict[str, Any]]:
-    """The files of each key of the tars as bytes by suffix, with `__key__`; a tar that breaks off is reported."""
+    """Yield the files of each key of the tars as bytes by suffix, with `__key__`; report tars that break off."""
     for record in _read_tars(urls):
         if isinstance(record, Skipped):
             on_broken(record)
@@ -142,7 +149,7 @@ def _read_tars(urls: Iterable[str]) -> Iterator[dict[str, Any] | Skipped]:
 
 
 def _read_tar(url: str) -> Iterator[dict[str, Any] | Skipped]:
-    """The files of each key of one tar, and what is wrong with the tar under its name.
+    """Yield the files of each key of one tar, and an error of the tar under its name.
 
     A tar that breaks off ends with the last sample that another one follows: the one after it may be half there.
     """
@@ -170,7 +177,7 @@ def _read_tar(url: str) -> Iterator[dict[str, Any] | Skipped]:
 
 
 def _tar_reason(error: Exception) -> str:
-    """What went wrong, without the path and file object that webdataset adds to the arguments of an error."""
+    """Return the reason without the path and file object that webdataset adds to the arguments of an error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = error.args[0] if error.args else None
@@ -178,7 +185,7 @@ def _tar_reason(error: Exception) -> str:
 
 
 def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
-    """Turn the members of one key into a sample; a wrong shape becomes `Skipped`."""
+    """Parse the members of one key; a sample of another shape becomes `Skipped`."""
     key, shard = str(raw.get("__key__", "?")), str(raw.get("__url__", ""))
     suffix = next((s for s in IMAGE_SUFFIXES if s in raw), None)
     if suffix is None:
@@ -196,42 +203,9 @@ def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
     return Sample(key, raw[suffix], suffix, captions, str(record.get("file_name", "")), record.get("image_id"), shard)
 
 
-def decode_image(data: bytes, least: int | None = None) -> Image.Image:
-    """Image bytes as RGB, turned as its EXIF orientation says: so a camera's owner saw it and wrote about it.
-
-    Args:
-        data: the file.
-        least: pixels that each side needs; a JPEG of at least twice as many is decoded at a half, a quarter or an
-            eighth of its size, in a fraction of the time. None decodes the whole.
-
-    Raises:
-        ValueError: not an image, a broken one, or one of more pixels than Pillow takes for harmless (89 million).
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        # Pillow only warns up to twice its limit.
-        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-        if least is not None:
-            image.draft(None, (least, least))  # the mode stays; formats but JPEG do nothing
-        image.load()
-        # In place, so that it is turned before the rest of a broken EXIF block can fail; without it, it stays as it is.
-        with suppress(Exception):
-            ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image)
-    except UnidentifiedImageError as error:
-        # Its own text holds the address of the BytesIO, different in every run.
-        raise ValueError(f"unreadable image: {'no known format' if data else 'the file is empty'}") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image too large: {error}") from error
-    except Exception as error:
-        # Pillow raises a dozen types on broken files (OSError, SyntaxError, struct.error …).
-        raise ValueError(f"unreadable image: {error}") from error
-
-
 @dataclass(frozen=True)
 class ShardIndex:
-    """What the `index.json` of one folder says.
+    """Content of the `index.json` of one folder.
 
     Attributes:
         folder: as the paths of its shards name it.
@@ -245,13 +219,13 @@ class ShardIndex:
 
 
 def read_indexes(urls: Iterable[str]) -> list[ShardIndex]:
-    """The indexes beside the shards, by folder; none for a folder without one, or with one not of ours."""
+    """Read the indexes beside the shards, by folder; none for a folder without one, or with one not of ours."""
     found = (_read_index(folder) for folder in sorted({Path(url).parent for url in urls}))
     return [index for index in found if index is not None]
 
 
 def unfinished(indexes: Iterable[ShardIndex]) -> str | None:
-    """One line that names the folders in which samples are missing, for tasks that failed; None when there are none."""
+    """Return one line that names the folders in which samples of failed tasks are missing; None without."""
     folders = [f"{index.folder} (failed tasks: {index.failed})" for index in indexes if index.failed is not None]
     if not folders:
         return None
@@ -262,7 +236,7 @@ def unfinished(indexes: Iterable[ShardIndex]) -> str | None:
 
 
 def count_samples(urls: Sequence[str], indexes: Iterable[ShardIndex] | None = None) -> int:
-    """Number of samples: as the indexes list them, else from the tar headers.
+    """Count samples: as the indexes list them, else from the tar headers.
 
     An estimate: an index may be stale, and a sample or the rest of a tar may turn out unreadable.
 
@@ -277,7 +251,7 @@ def count_samples(urls: Sequence[str], indexes: Iterable[ShardIndex] | None = No
 
 
 def _count_headers(url: str) -> int:
-    """Samples of a tar up to where it breaks off."""
+    """Count the samples of a tar up to where it breaks off."""
     found = 0
     with suppress(Exception), tarfile.open(url) as archive:  # as in `_read_tar`, which reports what is wrong
         for member in archive:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -12,14 +13,14 @@ _RATIO = (3 / 4, 4 / 3)  # of the sides of a crop, as in the field
 
 
 class Transform(Protocol):
-    """What makes a tensor of a photo. Classes rather than closures: worker processes need a copy."""
+    """Photo -> tensor. Classes rather than closures: worker processes need a copy."""
 
     @property
-    def least(self) -> int | None:
-        """Pixels that each side of the photo needs for it; None for all that there are."""
+    def min_side(self) -> int | None:
+        """Return the minimum side for JPEG draft decoding in pixels; None for full size."""
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """(3, H, W) uint8 of an RGB image."""
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+        """Transform an RGB image to (3, H, W) uint8; random transforms draw from the generator."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,44 @@ class RandomCrop:
     min_scale: float = 0.9
 
     @property
-    def least(self) -> int:
-        """So many that the smallest crop, of the least area and the flattest shape, is not enlarged."""
+    def min_side(self) -> int:
+        """Return the side at which the smallest crop, of the least area and the flattest shape, is not enlarged."""
         return math.ceil(self.size / math.sqrt(self.min_scale * min(_RATIO)))
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Crop by torch's own random numbers."""
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+        """Crop an RGB image; None draws from torch's global random state."""
         pixels = v2.functional.pil_to_tensor(image)
-        crop = v2.RandomResizedCrop(self.size, (self.min_scale, 1.0), _RATIO, InterpolationMode.BICUBIC)
-        return crop(pixels)
+        box = self.box(image.width, image.height, generator)
+        return v2.functional.resized_crop(pixels, *box, [self.size, self.size], InterpolationMode.BICUBIC)
+
+    def box(self, width: int, height: int, generator: torch.Generator | None = None) -> tuple[int, int, int, int]:
+        """Draw (top, left, height, width) of a crop, as `torchvision.transforms.v2.RandomResizedCrop` does."""
+        low, high = torch.tensor(_RATIO).log().tolist()  # of float32, as torchvision's: the same draws
+        for _ in range(10):
+            area = width * height * torch.empty(1).uniform_(self.min_scale, 1.0, generator=generator).item()
+            ratio = torch.empty(1).uniform_(low, high, generator=generator).exp().item()
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top = torch.randint(0, height - h + 1, (1,), generator=generator)
+                left = torch.randint(0, width - w + 1, (1,), generator=generator)
+                return int(top), int(left), h, w
+        # No crop of that area fits a long photo: the middle of it, as flat as a crop may be.
+        h, w = min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 @dataclass(frozen=True)
 class WholeImage:
-    """The whole image squashed to (3, size, size) uint8: nothing that a caption may name is cut off."""
+    """Squash the whole image to (3, size, size) uint8: nothing that a caption may name is cut off."""
 
     size: int
 
     @property
-    def least(self) -> int:
-        """As many as it makes."""
+    def min_side(self) -> int:
+        """Return the side of the output."""
         return self.size
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
         """Resize an RGB image."""
         pixels = v2.functional.pil_to_tensor(image)
         return v2.functional.resize(pixels, [self.size, self.size], interpolation=InterpolationMode.BICUBIC)

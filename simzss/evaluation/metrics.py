@@ -1,18 +1,36 @@
 """The field's segmentation metric: one confusion matrix over the whole data set."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 
+@dataclass(frozen=True)
+class Scores:
+    """mIoU, pixel accuracy and IoU per class in per cent; None where no pixel counts."""
+
+    miou: float | None
+    aacc: float | None
+    per_class: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class SeenScores:
+    """mIoU in per cent over classes that were trained with masks, over the others, and their harmonic mean."""
+
+    seen: float | None
+    unseen: float | None
+    harmonic: float | None
+
+
 class ConfusionMatrix(Metric):
     """Integer confusion matrix of pixels; exact, order-free, summed over processes.
 
-    `matrix[t, p]` counts pixels of class t that were labelled p. mIoU is the mean over classes that occur in truth
-    or prediction of the data set, each counted once, not per image (Everingham et al. 2010).
+    `matrix[t, p]` counts pixels of class t that were labelled p.
 
     Args:
         num_classes: K.
@@ -52,45 +70,67 @@ class ConfusionMatrix(Metric):
         matrix = flat.view(self.num_classes, self.num_classes)
         self.matrix += matrix
         if image is not None:
-            self.per_image[image] += torch.stack([matrix.diag(), matrix.sum(dim=0), matrix.sum(dim=1)], dim=1)
+            self.per_image[image] += class_counts(matrix)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """The (K, K) matrix and the (n, K, 3) counts of each image."""
+        """Return the (K, K) matrix and the (n, K, 3) counts of each image."""
         return self.matrix, self.per_image
 
 
-def scores(matrix: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """mIoU, pixel accuracy and IoU per class, in per cent, of a (K, K) confusion matrix.
+def class_counts(confusion: Tensor) -> Tensor:
+    """Return (K, 3) intersection, predicted pixels and truth pixels of a (K, K) confusion matrix."""
+    return torch.stack([confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)], dim=1)
 
-    IoU of a class = true positives / (truth + prediction - true positives). A class without a pixel in truth and
-    prediction has no IoU (None) and is left out of the mean.
+
+def class_ious(counts: Tensor) -> Tensor:
+    """Compute IoU per class in per cent, in float64.
+
+    IoU of a class = intersection / (predicted + truth - intersection).
+
+    Args:
+        counts: (..., K, 3) sums as `class_counts` returns.
+
+    Returns:
+        (..., K); nan for a class without a pixel in truth and prediction.
     """
-    counts = matrix.double()
-    hit = counts.diag()
-    union = counts.sum(dim=0) + counts.sum(dim=1) - hit
-    iou = 100 * hit / union  # 0 / 0 = nan marks absent classes
-    occurs = union > 0
-    return {
-        "mIoU": float(iou[occurs].mean()) if occurs.any() else None,
-        "aAcc": float(100 * hit.sum() / counts.sum()) if counts.sum() > 0 else None,
-        "per_class": {
-            name: float(value) if present else None
-            for name, value, present in zip(class_names, iou, occurs.tolist(), strict=True)
-        },
-    }
+    hit, predicted, truth = counts.double().unbind(dim=-1)
+    return 100 * hit / (predicted + truth - hit)  # 0 / 0 = nan marks absent classes
 
 
-def seen_scores(per_class: Mapping[str, float | None], seen: Collection[str]) -> dict[str, float | None]:
-    """mIoU over classes that a model was trained on with masks, over the others, and the harmonic mean of the two (Xian
-    et al. 2019, section 5.1).
+def mious(counts: Tensor) -> Tensor:
+    """Compute mIoU in per cent, in float64: the mean over classes that occur (Everingham et al. 2010).
+
+    Args:
+        counts: (..., K, 3) sums as `class_counts` returns.
+
+    Returns:
+        (...); nan where no class has a pixel.
+    """
+    return class_ious(counts).nanmean(dim=-1)
+
+
+def scores(matrix: Tensor, class_names: Sequence[str]) -> Scores:
+    """Compute the scores of a (K, K) confusion matrix of a whole data set, each pixel counted once, not per image."""
+    ious = class_ious(class_counts(matrix))
+    present = ious[~ious.isnan()]
+    pixels = float(matrix.sum())
+    return Scores(
+        float(present.mean()) if len(present) else None,
+        100 * float(matrix.diagonal().sum()) / pixels if pixels else None,
+        {name: None if math.isnan(iou) else iou for name, iou in zip(class_names, ious.tolist(), strict=True)},
+    )
+
+
+def seen_scores(per_class: Mapping[str, float | None], seen: Collection[str]) -> SeenScores:
+    """Compute mIoU of seen and of unseen classes and its harmonic mean (Xian et al. 2019, section 5.1).
 
     Args:
         per_class: IoU in per cent by class, None for classes that do not occur.
-        seen: names of classes that were trained on.
+        seen: names of classes that were trained with masks.
 
     Returns:
-        `seen`, `unseen` and `harmonic` in per cent; None where no such class occurs.
-    """  # fmt: skip
+        None where no such class occurs.
+    """
     parts: dict[bool, list[float]] = {True: [], False: []}
     for name, value in per_class.items():
         if value is not None:
@@ -99,4 +139,30 @@ def seen_scores(per_class: Mapping[str, float | None], seen: Collection[str]) ->
     harmonic = None
     if known is not None and unknown is not None:
         harmonic = 2 * known * unknown / (known + unknown) if known + unknown else 0.0
-    return {"seen": known, "unseen": unknown, "harmonic": harmonic}
+    return SeenScores(known, unknown, harmonic)
+
+
+def largest_confusions(matrix: Tensor, class_names: Sequence[str], count: int) -> list[str]:
+    """Describe the largest off-diagonal cells, as in "sofa taken for chair: 12.3 % of sofa's pixels".
+
+    Ranked by pixels, not by share: a class of a few pixels that is always missed costs less than it looks. Equal cells
+    come in the order of the matrix; empty ones are left out.
+
+    Args:
+        matrix: (K, K) confusion matrix.
+        class_names: K names.
+        count: maximum number of cells.
+    """
+    wrong = matrix.clone().fill_diagonal_(0).flatten()
+    pixels, cells = wrong.sort(descending=True, stable=True)
+    truth = matrix.sum(dim=1).tolist()
+    sentences = []
+    for amount, cell in zip(pixels[:count].tolist(), cells[:count].tolist(), strict=True):
+        if amount <= 0:
+            break
+        actual, taken = divmod(cell, len(class_names))
+        share = 100 * amount / truth[actual]
+        shown = f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
+        name = class_names[actual]
+        sentences.append(f"{name} taken for {class_names[taken]}: {shown} of {name}'s pixels")
+    return sentences

@@ -8,38 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from simzss.concepts.concept import Caption
+from simzss.data.benchmark import require_folder
+from simzss.data.settings import RetrievalSettings
 from simzss.data.shards import Skipped
 from simzss.distributed import rank, world_size
-from simzss.errors import InputError
-from simzss.evaluation.vectors import check_limit, gather_by_index, image_vectors, place_model, ranks, skipped_records
+from simzss.errors import DataError
+from simzss.evaluation.results import RetrievalResult
+from simzss.evaluation.vectors import gather_by_index, image_vectors, place_model, protocol, ranks
 from simzss.models.simzss import SimZSS
-from simzss.training.data.batch import collate
-from simzss.training.data.encoding import CaptionEncoder
 
 RECALLS = (1, 5, 10)
-
-
-@dataclass(frozen=True)
-class RetrievalConfig:
-    """Images with their captions, as COCO lays them out.
-
-    Args:
-        name: of the benchmark, key of the results.
-        root: folder of the images.
-        captions: COCO captions JSON: `images[].id`, `.file_name`; `annotations[].image_id`, `.caption`.
-        limit: first so many images of the file, null for all.
-    """
-
-    name: str
-    root: str
-    captions: str
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        check_limit(self.limit)
 
 
 @dataclass(frozen=True)
@@ -54,13 +35,13 @@ class CaptionedImages:
 
 def retrieve(
     model: SimZSS,
-    config: RetrievalConfig,
+    settings: RetrievalSettings,
     precision: str = "auto",
     device: torch.device | None = None,
     *,
     batch_size: int = 64,
     num_workers: int = 2,
-) -> dict[str, Any]:
+) -> RetrievalResult:
     """Rank all captions for every image and all images for every caption, by cosine of the two sentence-level vectors.
 
     An image is its normalised class token, squashed whole to the training size; a caption is its pooled vector, read
@@ -69,107 +50,88 @@ def retrieve(
 
     Args:
         model: moved to `device`.
-        config: what to read.
+        settings: images and captions.
         precision: `auto`, `bf16-mixed`, `32-true`.
         device: None for the accelerator when there is one.
-        batch_size: images or captions at a time, on each rank.
+        batch_size: images at a time, on each rank.
         num_workers: decoding processes of each rank.
 
     Returns:
-        `kind`, `image_to_text` and `text_to_image` (R@1, R@5, R@10 in per cent), `images` and `captions` counted,
-        `skipped` with names and reasons, `protocol`; on every rank the scores of the whole set.
+        On every rank the scores of the whole set.
 
     Raises:
-        InputError: bad setting, folder or file, or no readable image.
+        InputError: bad folder or file, or no readable image.
     """
-    data = read_captioned_images(config)
+    data = read_captioned_images(settings)
     device, precision = place_model(model, precision, device)
     found = image_vectors(
-        model, Path(config.root), data.names, device=device, batch_size=batch_size, num_workers=num_workers
+        model, Path(settings.root), data.names, device=device, batch_size=batch_size, num_workers=num_workers
     )
     images = gather_by_index(found.vectors, found.index, len(data.names))
     readable = gather_by_index(torch.ones_like(found.index), found.index, len(data.names)).bool()
     is_readable = readable.tolist()
     kept = [j for j, owner in enumerate(data.owners) if is_readable[owner]]
-    texts = text_vectors(model, [data.texts[j] for j in kept], device, batch_size)
+    texts = text_vectors(model, [data.texts[j] for j in kept])
     text_owners = torch.tensor([data.owners[j] for j in kept], device=device)
     image_owners = readable.nonzero()[:, 0]
     images = images[image_owners]
-    return {
-        "kind": "retrieval",
-        "image_to_text": recalls(ranks(images, image_owners, texts, text_owners)),
-        "text_to_image": recalls(ranks(texts, text_owners, images, image_owners)),
-        "images": len(images),
-        "captions": len(texts),
-        "skipped": skipped_records((*data.skipped, *found.skipped)),
-        "protocol": {
-            "image": "whole, squashed",
-            "image_size": model.backbone.image_size,
-            "text": "caption",
-            "readout": "sentence",
-            "ties": "count against",
-            "limit": config.limit,
-            "precision": precision,
-        },
-    }
+    return RetrievalResult(
+        image_to_text=recalls(ranks(images, image_owners, texts, text_owners)),
+        text_to_image=recalls(ranks(texts, text_owners, images, image_owners)),
+        images=len(images),
+        captions=len(texts),
+        skipped=(*data.skipped, *found.skipped),
+        protocol=protocol(model, settings.limit, precision, text="caption", readout="sentence"),
+    )
 
 
 def recalls(found: Tensor) -> dict[str, float]:
-    """R@1, R@5, R@10 in per cent of (Q,) ranks."""
+    """Compute R@1, R@5, R@10 in per cent of (Q,) ranks."""
     return {f"R@{k}": 100 * int((found <= k).sum()) / len(found) for k in RECALLS}
 
 
-@torch.no_grad()
-def text_vectors(model: SimZSS, texts: Sequence[str], device: torch.device, batch_size: int) -> Tensor:
-    """(m, D) unit vectors of texts, tokenised as training does, encoded by all ranks together.
+def text_vectors(model: SimZSS, texts: Sequence[str]) -> Tensor:
+    """Encode texts as (m, D) unit vectors, by all ranks together.
 
     Equal texts are encoded once: beside other neighbours in the batch their vectors would differ in the last bits, and
     captions that two images share must tie.
     """
-    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    todo = list(distinct)[rank() :: world_size()]
-    encoder = CaptionEncoder(model.text_encoder, bank=None)
-    vectors = [torch.empty(0, model.backbone.width, device=device)]
-    for first in range(0, len(todo), batch_size):
-        captions = [Caption(text, ()) for text in todo[first : first + batch_size]]
-        batch = collate(encoder.encode(captions), encoder.pad_id).to(device)
-        pooled = [model.encode_text(block.input_ids, block.attention_mask).pooled for block in batch.text]
-        vectors.append(torch.cat(pooled)[batch.caption_row])
-    places = torch.arange(rank(), len(distinct), world_size(), device=device)
-    everyone = gather_by_index(torch.cat(vectors), places, len(distinct))
-    return everyone[torch.tensor([distinct[text] for text in texts], device=device)]
+    # Texts of like length side by side need little padding.
+    distinct = {text: index for index, text in enumerate(sorted(dict.fromkeys(texts), key=len))}
+    pooled, _ = model.text_encoder.encode(list(distinct)[rank() :: world_size()])
+    index = torch.arange(rank(), len(distinct), world_size(), device=pooled.device)
+    everyone = gather_by_index(F.normalize(pooled, dim=-1), index, len(distinct))
+    return everyone[torch.tensor([distinct[text] for text in texts], device=pooled.device)]
 
 
-def read_captioned_images(config: RetrievalConfig) -> CaptionedImages:
-    """The first images of the file and their captions; an image or a caption without text is noted in `skipped`.
+def read_captioned_images(settings: RetrievalSettings) -> CaptionedImages:
+    """Read the first images of the file and their captions; `skipped` has images and captions without text.
 
     Raises:
-        InputError: folder or file missing, JSON of another shape, an id twice, a caption of no image, an image without
+        DataError: folder or file missing, JSON of another shape, an id twice, a caption of no image, an image without
             a file, no caption at all.
     """
-    root, path = Path(config.root), Path(config.captions)
-    if not root.is_dir():
-        raise InputError(f"benchmark.root={root} is no folder")
+    root, path = require_folder(settings.root, "benchmark.root"), Path(settings.captions)
     records, annotations = _parse_coco(path)
     known = {image_id for image_id, _ in records}
     stray = [image_id for image_id, _ in annotations if image_id not in known]
     if stray:
-        raise InputError(f"benchmark.captions={path}: a caption has image_id {stray[0]!r}, which is no image of the "
-                         f"file ({len(stray)} such captions)")  # fmt: skip
-    records = records[: config.limit]
+        raise DataError(f"benchmark.captions={path}: a caption has image_id {stray[0]!r}, which is no image of the "
+                        f"file ({len(stray)} such captions)")  # fmt: skip
+    records = records[: settings.limit]
     missing = [name for _, name in records if not (root / name).is_file()]
     if missing:
-        raise InputError(f"benchmark {config.name}: {root / missing[0]} does not exist "
-                         f"({len(missing)} of {len(records)} missing)")  # fmt: skip
+        raise DataError(f"benchmark {settings.name}: {root / missing[0]} does not exist "
+                        f"({len(missing)} of {len(records)} missing)")  # fmt: skip
     captions: dict[Any, list[str]] = {image_id: [] for image_id, _ in records}
     for image_id, text in annotations:
         if image_id in captions:
             captions[image_id].append(text)
-    return _captioned(config, records, captions)
+    return _captioned(settings, records, captions)
 
 
 def _captioned(
-    config: RetrievalConfig, records: list[tuple[Any, str]], captions: dict[Any, list[str]]
+    settings: RetrievalSettings, records: list[tuple[Any, str]], captions: dict[Any, list[str]]
 ) -> CaptionedImages:
     names: list[str] = []
     texts: list[str] = []
@@ -185,30 +147,30 @@ def _captioned(
         owners += [len(names)] * len(written)
         names.append(name)
     if not names:
-        raise InputError(f"benchmark.captions={config.captions} has no caption for its first {len(records)} images")
+        raise DataError(f"benchmark.captions={settings.captions} has no caption for its first {len(records)} images")
     return CaptionedImages(tuple(names), tuple(texts), tuple(owners), tuple(skipped))
 
 
 def _parse_coco(path: Path) -> tuple[list[tuple[Any, str]], list[tuple[Any, str]]]:
-    """(image id, file name) and (image id, caption) in the order of the file."""
+    """Return (image id, file name) and (image id, caption) in the order of the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise InputError(f"benchmark.captions={path} does not exist") from error
+        raise DataError(f"benchmark.captions={path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"benchmark.captions={path} is not readable JSON: {error}") from error
+        raise DataError(f"benchmark.captions={path} is not readable JSON: {error}") from error
     try:
         records = [(image["id"], _text(image, "file_name")) for image in content["images"]]
         annotations = [(entry["image_id"], _text(entry, "caption").strip()) for entry in content["annotations"]]
         times = Counter(image_id for image_id, _ in records)
         hash(tuple(annotations))  # an id that is a list or an object cannot be looked up: TypeError
     except (KeyError, TypeError) as error:
-        raise InputError(f"benchmark.captions={path} is no COCO captions file: it needs images[].id, "
+        raise DataError(f"benchmark.captions={path} is no COCO captions file: it needs images[].id, "
                          "images[].file_name, annotations[].image_id and annotations[].caption "
                          f"({error!r})") from error  # fmt: skip
     twice = [image_id for image_id, count in times.items() if count > 1]
     if twice:
-        raise InputError(f"benchmark.captions={path}: two images have the id {twice[0]!r}")
+        raise DataError(f"benchmark.captions={path}: two images have the id {twice[0]!r}")
     return records, annotations
 
 

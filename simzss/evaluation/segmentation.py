@@ -13,24 +13,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simzss.data.benchmark import IGNORE, Benchmark
+from simzss.data.settings import Background
 from simzss.distributed import gather_values, rank, world_size
-from simzss.errors import InputError
+from simzss.errors import DataError, InputError
 from simzss.evaluation.counts import Counts
-from simzss.evaluation.metrics import ConfusionMatrix, scores, seen_scores
+from simzss.evaluation.metrics import ConfusionMatrix, SeenScores, scores, seen_scores
+from simzss.evaluation.results import ENGINEERED, PLAIN, NamesResult, SegmentationResult
+from simzss.progress import progress
 from simzss.segmentation.inference.prepare import Preparation, Prepared
+from simzss.segmentation.prediction import Prediction
 from simzss.segmentation.segmenter import Segmenter
 from simzss.visualize import index_mask
 
-PLAIN, ENGINEERED = "plain", "engineered"
 Visitor = Callable[[str, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`result`: scores and protocol as `results.json` has them; `counts` by list of names (`plain`, `engineered`)."""
-
-    result: dict[str, Any]
-    counts: dict[str, Counts]
+"""Called with the name and the predicted mask (H, W) of an image."""
 
 
 def evaluate(
@@ -39,78 +35,104 @@ def evaluate(
     visit: Visitor | None = None,
     engineered: bool = False,
     num_workers: int = 0,
-) -> Evaluation:
+) -> SegmentationResult:
     """Segment every image of this rank's share and score all ranks' pixels together.
 
     Args:
-        segmenter: how; the classes are the benchmark's.
+        segmenter: protocol; the classes are the benchmark's.
         benchmark: photos and masks.
-        visit: called with each image's name and predicted mask (H, W) beside the plain names.
+        visit: called for each image of this rank with the mask predicted with the plain names.
         engineered: measure with the engineered names too, from the same features.
         num_workers: processes that decode and resize; 0 for this one.
 
     Returns:
-        On every rank the scores of the whole set: `mIoU`, `aAcc`, `per_class` in per cent, `images`,
-        `official_images`, `protocol`, and those of the `engineered` names; where a refinement asks about regions, what
-        became of them: `regions`; of a head trained with masks its classes apart from others: `trained_with_masks`.
+        On every rank the scores of the whole set.
 
     Raises:
         InputError: a photo or a mask that cannot be used.
     """
-    classifiers = {PLAIN: segmenter.classifier_of(benchmark.class_groups, segmenter.background_of(benchmark))}
+    columns = {PLAIN: _Column(segmenter, benchmark)}
     if engineered and benchmark.engineered_groups is not None:
-        rule = segmenter.background_of(benchmark, engineered=True)
-        classifiers[ENGINEERED] = segmenter.classifier_of(benchmark.engineered_groups, rule)
-    regions: dict[str, Any] = dict.fromkeys(classifiers)
-    metrics = {key: ConfusionMatrix(benchmark.num_labels, IGNORE, len(benchmark)) for key in classifiers}
+        columns[ENGINEERED] = _Column(segmenter, benchmark, engineered=True)
+    classifiers = [column.classifier for column in columns.values()]
     for images in load_images(benchmark, segmenter, num_workers):
-        predictions = segmenter.predict_prepared([image.photo for image in images], list(classifiers.values()))
+        predictions = segmenter.predict_prepared([image.photo for image in images], classifiers)
         for image, found in zip(images, predictions, strict=True):
-            for key, prediction in zip(classifiers, found, strict=True):
-                metrics[key].update(prediction.mask, image.mask, image.index)
-                if prediction.regions is not None:
-                    regions[key] = prediction.regions + regions[key] if regions[key] else prediction.regions
+            for column, prediction in zip(columns.values(), found, strict=True):
+                column.add(image, prediction)
             if visit is not None:
                 visit(benchmark.names[image.index], found[0].mask)
+    by_names = {key: column.result() for key, column in columns.items()}
+    return SegmentationResult(by_names, len(benchmark), benchmark.settings.official_images)
 
-    results, counts = {}, {}
-    for key, classifier in classifiers.items():
-        matrix, per_image = (state.cpu() for state in metrics[key].compute())
+
+class _Column:
+    """Measurement of a benchmark with one list of class names."""
+
+    def __init__(self, segmenter: Segmenter, benchmark: Benchmark, engineered: bool = False) -> None:
+        self.segmenter = segmenter
+        self.benchmark = benchmark
+        self.classifier = segmenter.classifier(*classes_of(segmenter, benchmark, engineered))
+        self.metric = ConfusionMatrix(benchmark.num_labels, IGNORE, len(benchmark))
+        self.regions: Any = None
+
+    def add(self, image: "LoadedImage", prediction: Prediction) -> None:
+        """Count an image."""
+        self.metric.update(prediction.mask, image.mask, image.index)
+        if prediction.regions is not None:
+            self.regions = prediction.regions if self.regions is None else prediction.regions + self.regions
+
+    def result(self) -> NamesResult:
+        """Return the scores over all ranks."""
+        matrix, per_image = (state.cpu() for state in self.metric.compute())
         # The plain name stands for the class in every list, so that columns and runs can be compared.
-        names = tuple(group[0] for group in benchmark.class_groups)
-        names = (classifier.names[0], *names) if classifier.background.present else names
-        counts[key] = Counts(tuple(benchmark.names), names, per_image, matrix)
-        results[key] = scores(matrix, names) | {"protocol": segmenter.describe(classifier)}
-        asked = [part for part in gather_values(regions[key]) if part is not None]
-        if asked:
-            results[key]["regions"] = reduce(add, asked).by_name(names)
-    if (head := segmenter.model.multires) is not None:
-        known = {group[0] for group in benchmark.class_groups if not set(head.trained).isdisjoint(group)}
-        for key, classifier in classifiers.items():
-            objects = dict(results[key]["per_class"])
-            if classifier.background.present:
-                objects.pop(classifier.names[0])
-            results[key]["trained_with_masks"] = seen_scores(objects, known)
-    result = results[PLAIN] | {"images": len(benchmark), "official_images": benchmark.config.official_images}
-    return Evaluation(result | ({ENGINEERED: results[ENGINEERED]} if ENGINEERED in results else {}), counts)
+        names = tuple(group[0] for group in self.benchmark.class_groups)
+        if self.classifier.background.present:
+            names = (self.classifier.names[0], *names)
+        regions = [part for part in gather_values(self.regions) if part is not None]
+        found = scores(matrix, names)
+        return NamesResult(
+            found,
+            Counts(tuple(self.benchmark.names), names, per_image, matrix),
+            self.segmenter.describe(self.classifier),
+            reduce(add, regions).by_name(names) if regions else None,
+            self._trained_with_masks(found.per_class),
+        )
+
+    def _trained_with_masks(self, per_class: dict[str, float | None]) -> SeenScores | None:
+        """Return the classes that a mask head was trained on apart from the others."""
+        head = self.segmenter.model.mask_head
+        if head is None:
+            return None
+        known = {group[0] for group in self.benchmark.class_groups if not set(head.trained).isdisjoint(group)}
+        background = self.classifier.names[0] if self.classifier.background.present else None
+        return seen_scores({name: value for name, value in per_class.items() if name != background}, known)
+
+
+def classes_of(
+    segmenter: Segmenter, benchmark: Benchmark, engineered: bool = False
+) -> tuple[tuple[tuple[str, ...], ...], Background]:
+    """Return a benchmark's plain or engineered names of each class and the background rule for this kind of model.
+
+    Raises:
+        DataError: no engineered names.
+    """
+    groups = benchmark.engineered_groups if engineered else benchmark.class_groups
+    if groups is None:
+        raise DataError(f"benchmark {benchmark.settings.name} has no engineered names")
+    return groups, benchmark.background(engineered, with_masks=segmenter.model.mask_head is not None)
 
 
 def decoding_processes(asked: int | None) -> int:
-    """`num_workers` as asked, or one for every four cores: on fewer, decoding would only take turns with the model.
-
-    Raises:
-        InputError: a negative number.
-    """
-    if asked is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cores // 4
-    if asked < 0:
-        raise InputError(f"num_workers={asked} must be at least 0")
-    return asked
+    """Return `num_workers` as asked; None for one in four cores: on fewer, decoding takes turns with the model."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // 4
 
 
 def mask_writer(folder: Path, num_classes: int) -> Visitor:
-    """A visitor that writes each predicted index mask as `<image name>.png`."""
+    """Return a visitor that writes each predicted index mask as `<image name>.png`."""
 
     def write(name: str, mask: Tensor) -> None:
         path = folder / f"{name}.png"
@@ -130,7 +152,7 @@ class LoadedImage:
 
 
 class _Images(Dataset["LoadedImage | InputError"]):
-    """What worker processes do: read, check and resize. An error is handed over, to be raised with its own words."""
+    """Read, check and resize in worker processes. An error is handed over, to be raised with its own words."""
 
     def __init__(self, benchmark: Benchmark, prepare: Preparation) -> None:
         self.benchmark = benchmark
@@ -145,22 +167,23 @@ class _Images(Dataset["LoadedImage | InputError"]):
 
 
 def load_images(benchmark: Benchmark, segmenter: Segmenter, num_workers: int) -> Iterator[list[LoadedImage]]:
-    """This rank's images, some batches at a time.
+    """Yield this rank's images, some batches at a time.
 
     Raises:
-        InputError: a photo or a mask that cannot be used.
+        DataError: a photo or a mask that cannot be used.
     """
     if benchmark.num_labels > IGNORE:
-        raise InputError(f"benchmark {benchmark.config.name} has {benchmark.num_labels} classes; {IGNORE} fit a mask")
+        raise DataError(f"benchmark {benchmark.settings.name} has {benchmark.num_labels} classes; {IGNORE} fit a mask")
+    # range(rank, n, world) visits each image exactly once; a DistributedSampler would repeat some.
+    mine = range(rank(), len(benchmark), world_size())
     loader: DataLoader[Any] = DataLoader(
         _Images(benchmark, segmenter.prepare),
-        # range(rank, n, world) visits each image exactly once; a DistributedSampler would repeat some.
-        sampler=range(rank(), len(benchmark), world_size()),
-        batch_size=segmenter.ahead,
+        sampler=mine,
+        batch_size=segmenter.chunk_size,
         collate_fn=list,
         num_workers=num_workers,
     )
-    for images in loader:
+    for images in progress(loader, len(mine), benchmark.settings.name, count=len):
         for image in images:
             if isinstance(image, InputError):
                 raise image

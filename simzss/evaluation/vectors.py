@@ -1,7 +1,7 @@
 """Unit vectors of whole images and exact ranks among vectors: what retrieval and classification share."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from simzss.data.shards import Skipped, decode_image
+from simzss.data.images import decode_image
+from simzss.data.shards import Skipped, summarise_skipped
 from simzss.data.transforms import WholeImage
 from simzss.device import best_device, resolve_precision
 from simzss.distributed import gather_values, rank, total, world_size
-from simzss.errors import InputError
+from simzss.errors import DataError
 from simzss.models.simzss import SimZSS
-from simzss.training.data.batch import summarise_skipped
+from simzss.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,12 @@ _GRID = 2.0**25
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """Unit vectors of this rank's readable images, and what no rank could read.
+    """Unit vectors of this rank's readable images.
 
-    `index` (b,) int64 are places in the list of names, `vectors` (b, D) float32; `skipped` is the same on all ranks,
-    in the order of the names, which are its keys.
+    Attributes:
+        index: (b,) int64 indices into the list of names.
+        vectors: (b, D) float32.
+        skipped: unreadable images of all ranks, by name, in the order of the names.
     """
 
     index: Tensor
@@ -39,15 +42,15 @@ class ImageVectors:
 
 
 def place_model(model: SimZSS, precision: str, device: torch.device | None) -> tuple[torch.device, str]:
-    """Move the model and round its backbone as `Segmenter` does; the device and the resolved precision.
+    """Move the model and round its backbone as `Segmenter` does; return device and resolved precision.
 
     Args:
-        model: moved in place, put into evaluation mode.
+        model: moved in index, put into evaluation mode.
         precision: `auto`, `bf16-mixed`, `32-true`.
         device: None for the accelerator when there is one.
 
     Raises:
-        InputError: unknown precision, or full precision after the weights were rounded.
+        ConfigError: full precision after the weights were rounded.
     """
     device = device if device is not None else best_device()
     precision = resolve_precision(precision, device)
@@ -56,11 +59,17 @@ def place_model(model: SimZSS, precision: str, device: torch.device | None) -> t
     return device, precision
 
 
+def protocol(model: SimZSS, limit: int | None, precision: str, **own: Any) -> dict[str, Any]:
+    """Return the protocol of a task on whole images as recorded with its result, between common values its `own`."""
+    images = {"image": "whole, squashed", "image_size": model.backbone.image_size}
+    return images | own | {"ties": "count against", "limit": limit, "precision": precision}
+
+
 @torch.no_grad()
 def image_vectors(
     model: SimZSS, root: Path, names: Sequence[str], *, device: torch.device, batch_size: int, num_workers: int
 ) -> ImageVectors:
-    """Normalised class tokens of this rank's share of the images, each squashed whole as cached training features are.
+    """Encode this rank's share of the images as normalised class tokens, each squashed whole as for cached features.
 
     Args:
         model: on `device`.
@@ -71,12 +80,8 @@ def image_vectors(
         num_workers: decoding processes of this rank; 0 decodes in this process.
 
     Raises:
-        InputError: a setting out of range, or not one image of any rank can be read.
+        DataError: not one image of any rank can be read.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
-    if num_workers < 0:
-        raise InputError(f"num_workers={num_workers} must be at least 0")
     mine = range(rank(), len(names), world_size())
     loader = DataLoader(
         _Images(root, names, mine, model.backbone.image_size),
@@ -91,7 +96,7 @@ def image_vectors(
     index: list[int] = []
     vectors = [torch.empty(0, model.backbone.width, device=device)]
     skipped: list[tuple[int, Skipped]] = []
-    for block in loader:
+    for block in progress(loader, len(mine), "images", count=_Block.__len__):
         skipped += block.skipped
         if block.index:
             index += block.index
@@ -100,18 +105,18 @@ def image_vectors(
     reasons = tuple(record for _, record in everyone)
     if len(reasons) == len(names):
         first = f"; first: {reasons[0].key}: {reasons[0].reason}" if reasons else ""
-        raise InputError(f"none of the {len(names)} images of {root} can be read{first}")
+        raise DataError(f"none of the {len(names)} images of {root} can be read{first}")
     if reasons and rank() == 0:
         log.warning("%s", summarise_skipped(reasons))
     return ImageVectors(torch.tensor(index, dtype=torch.long, device=device), torch.cat(vectors), reasons)
 
 
 def gather_by_index(rows: Tensor, index: Tensor, count: int) -> Tensor:
-    """All ranks' rows in their places, on every rank; places that no rank fills are zero.
+    """Gather all ranks' rows by their indices, on every rank; rows that no rank has are zero.
 
     Args:
         rows: (b, …) of this rank; another rank may have more or none.
-        index: (b,) their places, each of which only one rank has.
+        index: (b,) their indices, each of which only one rank has.
         count: n.
 
     Returns:
@@ -123,7 +128,7 @@ def gather_by_index(rows: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def ranks(queries: Tensor, owners: Tensor, gallery: Tensor, gallery_owners: Tensor) -> Tensor:
-    """Rank of each query's own best gallery entry by cosine, ties counted against it.
+    """Rank each query's own best gallery entry by cosine, ties counted against it.
 
     An entry is a query's own if their owners are equal. The rank is 1 + the others' entries that are better + those
     that are equal, so that a model which gives everything the same vector finds nothing.
@@ -150,23 +155,8 @@ def ranks(queries: Tensor, owners: Tensor, gallery: Tensor, gallery_owners: Tens
     return torch.cat(found)
 
 
-def skipped_records(skipped: Iterable[Skipped]) -> list[dict[str, Any]]:
-    """What was skipped as plain JSON values, as `skipped.json` of `data_prep.captions` has it."""
-    return [{"name": record.key, "reason": record.reason} for record in skipped]
-
-
-def check_limit(limit: int | None) -> None:
-    """Refuse a `benchmark.limit` below 1.
-
-    Raises:
-        InputError: it is.
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"benchmark.limit={limit} must be at least 1")
-
-
 def _on_grid(vectors: Tensor) -> Tensor:
-    """Unit vectors in float64, rounded to multiples of 2**-25 (float32 has 24 bits).
+    """Round unit vectors to multiples of 2**-25 (float32 has 24 bits), in float64.
 
     Products are then multiples of 2**-50 and every partial sum of a cosine fits the 53 bits of a float64: cosines have
     no rounding error, so that equal vectors tie whatever the order in which a matrix product adds. In float32 the last
@@ -179,42 +169,45 @@ def _on_grid(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some images: places and (b, 3, S, S) uint8 of those that are readable, places and reasons of the others."""
+    """Some images: indices and (b, 3, S, S) uint8 of those that are readable, indices and reasons of the others."""
 
     index: list[int]
     images: Tensor
     skipped: list[tuple[int, Skipped]]
 
+    def __len__(self) -> int:
+        return len(self.index) + len(self.skipped)
+
     def pin_memory(self) -> "_Block":
-        """Called by the loader."""
+        """Pin the images; the loader calls this."""
         return _Block(self.index, self.images.pin_memory(), self.skipped)
 
 
 class _Images(Dataset[tuple[int, Tensor | Skipped]]):
-    """The images at some places of a list of files, decoded."""
+    """Decode some of a list of images."""
 
-    def __init__(self, root: Path, names: Sequence[str], places: Sequence[int], size: int) -> None:
+    def __init__(self, root: Path, names: Sequence[str], indices: Sequence[int], size: int) -> None:
         self.root = root
         self.names = names
-        self.places = places
+        self.indices = indices
         self.transform = WholeImage(size)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, item: int) -> tuple[int, Tensor | Skipped]:
-        place = self.places[item]
-        name = self.names[place]
+        index = self.indices[item]
+        name = self.names[index]
         try:
-            return place, self.transform(decode_image((self.root / name).read_bytes()))
+            return index, self.transform(decode_image((self.root / name).read_bytes()))
         except OSError as error:
-            return place, Skipped(name, f"unreadable file: {error.strerror or error}")
+            return index, Skipped(name, f"unreadable file: {error.strerror or error}")
         except ValueError as error:
-            return place, Skipped(name, str(error))
+            return index, Skipped(name, str(error))
 
 
 def _collate(records: list[tuple[int, Tensor | Skipped]]) -> _Block:
-    images = [(place, record) for place, record in records if isinstance(record, Tensor)]
-    skipped = [(place, record) for place, record in records if isinstance(record, Skipped)]
+    images = [(index, record) for index, record in records if isinstance(record, Tensor)]
+    skipped = [(index, record) for index, record in records if isinstance(record, Skipped)]
     stacked = torch.stack([image for _, image in images]) if images else torch.empty(0, dtype=torch.uint8)
-    return _Block([place for place, _ in images], stacked, skipped)
+    return _Block([index for index, _ in images], stacked, skipped)

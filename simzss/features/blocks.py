@@ -1,5 +1,6 @@
-"""Decoding for a cache: records of shards as blocks of pictures, in an order that no number of workers changes."""
+"""Decoding: records of shards to blocks of pictures, in an order that does not depend on the number of workers."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -10,65 +11,80 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from simzss.data.shards import Skipped, decode_image, parse_sample, read_members
-from simzss.features.files import ImageTexts
+from simzss.data.images import decode_image
+from simzss.data.shards import Skipped, parse_sample, read_members
+from simzss.features.files import ImageTexts, hash_file
 from simzss.features.views import Views
 
 
 @dataclass(frozen=True)
-class Task:
-    """A shard to read: its number, its path, and the parts of it that are finished already."""
+class ShardTask:
+    """A shard to read: its number, its path, and the chunks of it that are finished already."""
 
     number: int
     url: str
-    kept: frozenset[int] = frozenset()
+    finished: frozenset[int] = frozenset()
 
     @property
     def shard(self) -> str:
-        """Name of the tar."""
+        """Return the name of the tar."""
         return Path(self.url).name
+
+    def size(self) -> int:
+        """Return the bytes of the tar; 0 where it cannot be read."""
+        try:
+            return Path(self.url).stat().st_size
+        except OSError:
+            return 0
+
+    def sha256(self) -> str | None:
+        """Return the SHA-256 of the tar; None where it cannot be read, which is then among what is skipped."""
+        try:
+            return hash_file(Path(self.url))
+        except OSError:
+            return None
 
 
 @dataclass(frozen=True)
 class ViewBlock:
-    """Consecutive records of a part of a shard: `images` (V, b, 3, H, W) uint8, their texts, and what is no image."""
+    """Consecutive records of a chunk of a shard: `images` (V, b, 3, H, W) uint8, their texts, and what is no image."""
 
     number: int
-    part: int
+    chunk: int
     images: Tensor
     texts: list[ImageTexts]
     skipped: tuple[Skipped, ...]
 
     def pin_memory(self) -> "ViewBlock":
-        """Its images in page-locked memory; the loader calls this."""
+        """Copy the images to page-locked memory; the loader calls this."""
         return replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True)
 class ShardEnd:
-    """All of a shard was read; `parts` is how many it has."""
+    """Marks that all of a shard was read: its number, and the number of its chunks."""
 
     number: int
-    parts: int
+    chunks: int
 
 
 class ViewBlocks(IterableDataset[ViewBlock | ShardEnd]):
     """One pass over shards in order: the blocks of each that are not finished already, then its end.
 
     Blocks are dealt to the workers in turn. The loader asks its workers in turn as well, so that they arrive in order;
-    each worker reads the tars, and parses and decodes what is its own.
+    each worker reads the tars, and parses and decodes its own blocks.
 
     Args:
         tasks: the shards.
         views: the pictures of an image.
-        part_size: records of a part at most.
-        block_size: records of a block at most.
+        chunk_size: maximum number of records of a chunk.
+        block_size: maximum number of records of a block.
     """
 
-    def __init__(self, tasks: Sequence[Task], views: Views, part_size: int, block_size: int) -> None:
+    def __init__(self, tasks: Sequence[ShardTask], views: Views, chunk_size: int, block_size: int) -> None:
         self.tasks = tasks
         self.views = views
-        self.part_size = part_size
+        self.chunk_size = chunk_size
         self.block_size = block_size
 
     def __iter__(self) -> Iterator[ViewBlock | ShardEnd]:
@@ -76,15 +92,15 @@ class ViewBlocks(IterableDataset[ViewBlock | ShardEnd]):
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         turn = count()
         for task in self.tasks:
-            parts = 0
-            for part, records in _chunks(_records(task.url), self.part_size, self.block_size):
-                parts = part + 1
-                if part not in task.kept and next(turn) % workers == worker:
-                    yield self._block(task, part, records)
+            chunks = 0
+            for chunk, records in _split(_records(task.url), self.chunk_size, self.block_size):
+                chunks = chunk + 1
+                if chunk not in task.finished and next(turn) % workers == worker:
+                    yield self._block(task, chunk, records)
             if next(turn) % workers == worker:
-                yield ShardEnd(task.number, parts)
+                yield ShardEnd(task.number, chunks)
 
-    def _block(self, task: Task, part: int, records: list[dict[str, Any] | Skipped]) -> ViewBlock:
+    def _block(self, task: ShardTask, chunk: int, records: list[dict[str, Any] | Skipped]) -> ViewBlock:
         images: list[Tensor] = []
         texts: list[ImageTexts] = []
         skipped: list[Skipped] = []
@@ -94,7 +110,7 @@ class ViewBlocks(IterableDataset[ViewBlock | ShardEnd]):
                 skipped.append(sample)
                 continue
             try:
-                images.append(self.views.make(decode_image(sample.image, self.views.least), task.shard, sample.key))
+                images.append(self.views.make(decode_image(sample.image, self.views.min_side), task.shard, sample.key))
             except ValueError as error:
                 skipped.append(Skipped(sample.key, str(error), sample.shard))
             else:
@@ -102,37 +118,39 @@ class ViewBlocks(IterableDataset[ViewBlock | ShardEnd]):
         stacked = torch.stack(images, dim=1) if images else torch.empty(0)
         # By its name alone: what the files hold does not depend on where the shards lie.
         named = tuple(replace(entry, shard=task.shard) for entry in skipped)
-        return ViewBlock(task.number, part, stacked, texts, named)
+        return ViewBlock(task.number, chunk, stacked, texts, named)
 
 
 def view_loader(blocks: ViewBlocks, num_workers: int, pin: bool) -> DataLoader:
-    """The blocks by so many decoding processes, in page-locked memory if `pin`."""
+    """Load the blocks by so many decoding processes, to page-locked memory if `pin`."""
+    # Forked where that is safe: workers start at once and share what is imported.
+    forked = num_workers > 0 and sys.platform == "linux"
     return DataLoader(
         blocks,
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin,
         generator=torch.Generator(),  # keeps the loader from drawing its workers' seed from the run's random stream
-        multiprocessing_context="fork" if num_workers else None,
+        multiprocessing_context="fork" if forked else None,
     )
 
 
-def _chunks(
-    records: Iterator[dict[str, Any] | Skipped], part_size: int, block_size: int
+def _split(
+    records: Iterator[dict[str, Any] | Skipped], chunk_size: int, block_size: int
 ) -> Iterator[tuple[int, list[dict[str, Any] | Skipped]]]:
-    """(part, up to `block_size` records of it) in order; no block reaches into the next part."""
-    for part in count():
-        left = part_size
+    """Yield (chunk, up to `block_size` records of it) in order; no block reaches into the next chunk."""
+    for chunk in count():
+        left = chunk_size
         while left:
             block = list(islice(records, min(block_size, left)))
             if not block:
                 return
             left -= len(block)
-            yield part, block
+            yield chunk, block
 
 
 def _records(url: str) -> Iterator[dict[str, Any] | Skipped]:
-    """What `read_shards` gives for one shard, its records unparsed: a worker parses only its own."""
+    """Read one shard as `read_shards` does, its records unparsed: a worker parses only its own."""
     broken: list[Skipped] = []
     yield from read_members([url], broken.append)
     yield from broken

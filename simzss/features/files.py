@@ -4,50 +4,40 @@
 
     {"images": [[key, [caption, …]], …], "skipped": [[key, reason], …]}
 
-The metadata says of which run and shard they are. The format is written here, by its published layout: so the bytes are
-a function of the content (the library writes metadata in any order), a full disk is the system's own error, and no
-second copy is made.
+The metadata says of which run and shard they are. The library reads these files; they are written here, by the
+published layout, since the library writes metadata in an order that changes from run to run, where equal content must
+have equal bytes (checksums, resuming), and copies every tensor before it writes, where this writes and hashes a stream.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from torch import Tensor
 
-from simzss.atomic import write_whole
+from simzss.atomic import atomic_write
 from simzss.concepts.concept import Caption
 from simzss.data.shards import Skipped
-from simzss.errors import InputError
+from simzss.errors import DataError
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8"}
-_CHUNK = 1 << 22  # bytes that are hashed and written while they are in the processor's cache
+_BLOCK = 1 << 22  # bytes that are hashed and written while they are in the processor's cache
 _ALIGNMENT = 64  # of the first tensor
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """What the index says of a file."""
+class FileRecord(BaseModel, frozen=True):
+    """Description of a file in the index."""
 
     name: str
     images: int
     bytes: int
     sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "FileRecord":
-        """Inverse of `to_json`; what is missing raises KeyError."""
-        return cls(str(record["name"]), int(record["images"]), int(record["bytes"]), str(record["sha256"]))
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class ImageTexts:
 
 @dataclass
 class FeatureFile:
-    """What a file holds; the tensors are mapped: no byte of theirs is read before it is used."""
+    """Content of a file; its tensors are memory-mapped: no byte of theirs is read before it is used."""
 
     tensors: dict[str, Tensor]
     texts: list[ImageTexts]
@@ -78,18 +68,18 @@ def write_features(
     """Write a file of features.
 
     Raises:
-        OSError: the disk is full, or the file cannot be written for another reason; nothing of it is left.
+        OSError: the disk is full, or the file cannot be written for another reason; nothing is left.
     """
-    parts = dict(tensors) | {"texts": _pack_texts(texts, skipped)}
+    content = dict(tensors) | {"texts": _pack_texts(texts, skipped)}
     # Largest elements first, so that each tensor lies at a multiple of its own.
-    order = sorted(parts, key=lambda name: (-parts[name].element_size(), name))
-    buffers: list[Any] = [parts[name].contiguous().view(-1).view(torch.uint8).numpy() for name in order]
+    order = sorted(content, key=lambda name: (-content[name].element_size(), name))
+    buffers: list[Any] = [content[name].contiguous().view(-1).view(torch.uint8).numpy() for name in order]
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, buffer in zip(order, buffers, strict=True):
         start, end = end, end + len(buffer)
-        shape = list(parts[name].shape)
-        entries[name] = {"dtype": _DTYPES[parts[name].dtype], "shape": shape, "data_offsets": [start, end]}
+        shape = list(content[name].shape)
+        entries[name] = {"dtype": _DTYPES[content[name].dtype], "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-(len(header) + 8) % _ALIGNMENT)
     digest = hashlib.sha256()
@@ -97,20 +87,21 @@ def write_features(
     def write(stream: BinaryIO) -> None:
         start_of_file = len(header).to_bytes(8, "little") + header
         for view in [memoryview(start_of_file), *(memoryview(buffer) for buffer in buffers)]:
-            for start in range(0, len(view), _CHUNK):
-                chunk = view[start : start + _CHUNK]
-                digest.update(chunk)
-                stream.write(chunk)
+            for start in range(0, len(view), _BLOCK):
+                block = view[start : start + _BLOCK]
+                digest.update(block)
+                stream.write(block)
 
-    write_whole(path, write)
-    return FileRecord(path.name, len(texts), 8 + len(header) + end, digest.hexdigest())
+    atomic_write(path, write)
+    size = 8 + len(header) + end
+    return FileRecord(name=path.name, images=len(texts), bytes=size, sha256=digest.hexdigest())
 
 
 def open_features(path: Path) -> FeatureFile:
     """Read the texts of a file and map its tensors.
 
     Raises:
-        InputError: it is missing, or not what `write_features` wrote.
+        DataError: it is missing, or not what `write_features` wrote.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -120,22 +111,24 @@ def open_features(path: Path) -> FeatureFile:
     except Exception as error:
         # safetensors raises its own Rust-made type on a broken file; the texts may be anything.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read ({reason[:200]}): remove it and run simzss cache again") from error
+        raise DataError(f"{path} cannot be read ({reason[:200]}): remove it and run simzss cache again") from error
     return FeatureFile(tensors, texts, skipped, metadata)
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; OSError where it cannot be read."""
+    """Return the SHA-256 of a file in hexadecimal; OSError where it cannot be read."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_intact(path: Path, size: int, sha256: str) -> bool | None:
-    """Whether a file has these bytes; None when it is not there or of another size."""
+def find_damage(path: Path, record: FileRecord) -> str | None:
+    """Compare size and SHA-256 of a file with its record; returns what is wrong, None for nothing."""
     try:
-        return None if os.stat(path).st_size != size else hash_file(path) == sha256  # noqa: PTH116
+        if path.stat().st_size == record.bytes:
+            return None if hash_file(path) == record.sha256 else "is corrupted (its SHA-256 has changed)"
     except OSError:
-        return None
+        pass
+    return "is missing or of another size"
 
 
 def _pack_texts(texts: Sequence[ImageTexts], skipped: Iterable[Skipped]) -> Tensor:

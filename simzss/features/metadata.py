@@ -2,23 +2,24 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from pydantic import BaseModel
 
 from simzss.features.views import TRANSFORM_VERSION, Views
 from simzss.models.backbone.base import Backbone
+from simzss.tasks import differences
 
 FORMAT_VERSION = 1
 """Of the files and the index."""
 
 
-@dataclass(frozen=True)
-class CacheFacts:
-    """What made the features of a folder, as plain JSON values.
+class FeatureMetadata(BaseModel, frozen=True):
+    """Origin of the features of a folder: all that they depend on besides the images.
 
     Attributes:
         backbone: its names, the fingerprint of its weights, and how it makes features of images.
-        transform: the views, see `Views.facts`.
+        transform: the views, see `Views.metadata`.
         storage: `bfloat16`, `int8` (patches with a scale each, class tokens bfloat16) or `float32`.
         precision: of the arithmetic, `bf16-mixed` or `32-true`.
         grid: (h, w) patches.
@@ -34,50 +35,50 @@ class CacheFacts:
     width: int
     version: int = FORMAT_VERSION
 
+    @classmethod
+    def of(
+        cls, backbone: Backbone, views: Views, storage: str, precision: str, grid: tuple[int, int]
+    ) -> "FeatureMetadata":
+        """Describe features that are to be made."""
+        return cls(
+            backbone=describe_backbone(backbone),
+            transform=views.metadata(),
+            storage=storage,
+            precision=precision,
+            grid=grid,
+            width=backbone.width,
+        )
+
     @property
     def views(self) -> int:
-        """V, pictures of an image."""
+        """Return V, the number of pictures of an image."""
         return int(self.transform["views"])
 
     @property
     def patches(self) -> int:
-        """N, patches of a picture."""
+        """Return N, the number of patches of a picture."""
         return self.grid[0] * self.grid[1]
 
     @property
-    def digest(self) -> str:
-        """Hash of all of it."""
+    def fingerprint(self) -> str:
+        """Return a hash of all of it, which every file of features carries."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON, equal to what comes back from a file."""
-        return json.loads(json.dumps(asdict(self)))
+        """Return a plain dictionary for JSON, equal to what comes back from a file."""
+        return self.model_dump(mode="json")
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "CacheFacts":
-        """Inverse of `to_json`; what is missing raises KeyError, other shapes TypeError or ValueError."""
-        height, width = record["grid"]
-        return cls(
-            dict(record["backbone"]),
-            dict(record["transform"]),
-            str(record["storage"]),
-            str(record["precision"]),
-            (int(height), int(width)),
-            int(record["width"]),
-            int(record["version"]),
-        )
+    def backbone_differences(self, backbone: Backbone) -> list[str]:
+        """Return where these features are not what this backbone and this program make of an image."""
+        made = {"backbone": self.backbone, "transform": {"version": self.transform.get("version")}}
+        return differences(made, {"backbone": describe_backbone(backbone), "transform": {"version": TRANSFORM_VERSION}})
 
 
-def facts_of(backbone: Backbone, views: Views, storage: str, precision: str, grid: tuple[int, int]) -> CacheFacts:
-    """The facts of features that are to be made."""
-    return CacheFacts(backbone_facts(backbone), views.facts(), storage, precision, grid, backbone.width)
-
-
-def backbone_facts(backbone: Backbone) -> dict[str, Any]:
-    """What features of an image depend on in a backbone; `weights` is the fingerprint of the file's values."""
-    facts = {
+def describe_backbone(backbone: Backbone) -> dict[str, Any]:
+    """Return what the features of an image depend on in a backbone; `weights` is the fingerprint of their values."""
+    description = {
         "name": backbone.name,
-        "timm_name": backbone.timm_name,
+        "timm_name": backbone.settings.timm_name,
         "weights": backbone.fingerprint,
         "features": backbone.features,
         "project": bool(backbone.project),
@@ -85,34 +86,8 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "mean": backbone.mean.flatten().tolist(),
         "std": backbone.std.flatten().tolist(),
     }
-    if backbone.proxy is not None and backbone.guide is not None:
-        numbers = {key: backbone.proxy[key] for key in ("shift", "gain")}
-        facts["proxy"] = backbone_facts(backbone.guide) | numbers
-    return facts
-
-
-def backbone_differences(facts: CacheFacts, backbone: Backbone) -> list[str]:
-    """Where features of `facts` are not what this backbone and this program make of an image."""
-    made = {"backbone": facts.backbone, "transform": {"version": facts.transform.get("version")}}
-    return differences(made, {"backbone": backbone_facts(backbone), "transform": {"version": TRANSFORM_VERSION}})
-
-
-def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`key was X and is Y` for each value, dotted, in which two nested records differ."""
-    before, after = _flat(was), _flat(now)
-    return [
-        f"{key} was {_shown(before.get(key))} and is {_shown(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if backbone.proxy is not None and backbone.proxy_backbone is not None:
+        # The keys of beta and gamma are those of the files.
+        numbers = {"shift": backbone.proxy.beta, "gain": backbone.proxy.gamma}
+        description["proxy"] = describe_backbone(backbone.proxy_backbone) | numbers
+    return description

@@ -1,4 +1,4 @@
-"""Where features lie while a run uses them: the accelerator's memory, the host's, or the files, by what fits."""
+"""Placement of features for a run: in the accelerator's memory, in the host's or in the files, by what fits."""
 
 import os
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from simzss.errors import InputError, nearest
+from simzss.errors import ConfigError
+from simzss.features.settings import Placement
 
-PLACEMENTS = ("auto", "device", "host", "mapped")
 DEVICE_SHARE = 0.6
-"""Of the accelerator's free memory that features may take: towers, gradients and activations need the rest."""
+"""Share of the accelerator's free memory that features may take: towers, gradients and activations need the rest."""
 HOST_SHARE = 0.7
-"""Of the host's free memory."""
+"""Share of the host's free memory that they may take."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Memory:
     """Free bytes that one process may count on.
 
     Attributes:
-        host: of the machine's memory, its share of what is there for all.
+        host: of the machine's memory, divided by its processes.
         device: of its accelerator; None without one, or when it does not say.
-        accelerator: whether there is one.
+        accelerator: there is one.
     """
 
     host: int
@@ -32,16 +32,12 @@ class Memory:
     accelerator: bool = False
 
 
-def choose(wanted: str, nbytes: int, memory: Memory) -> str:
-    """`device`, `host` or `mapped` for features of so many bytes.
-
-    Without an accelerator `device` means the host.
+def choose(wanted: Placement, nbytes: int, memory: Memory) -> Placement:
+    """Return `device`, `host` or `mapped` for features of so many bytes; without an accelerator `device` is `host`.
 
     Raises:
-        InputError: unknown placement, or more than there is of what was asked for.
+        ConfigError: more than is free of the memory that was asked for.
     """
-    if wanted not in PLACEMENTS:
-        raise InputError(f"placement={wanted} is unknown; {nearest(wanted, PLACEMENTS)}")
     if wanted == "device" and not memory.accelerator:
         wanted = "host"
     if wanted == "auto":
@@ -50,12 +46,12 @@ def choose(wanted: str, nbytes: int, memory: Memory) -> str:
         return "host" if nbytes <= HOST_SHARE * memory.host else "mapped"
     free = {"device": memory.device, "host": memory.host}.get(wanted)
     if free is not None and nbytes > free:
-        raise InputError(f"placement={wanted}: the features take {size_text(nbytes)}, {size_text(free)} are free")
+        raise ConfigError(f"placement={wanted}: the features take {size_text(nbytes)}, {size_text(free)} are free")
     return wanted
 
 
 def free_memory(device: torch.device, processes: int) -> Memory:
-    """What is free now for each of so many processes of this machine, each with a device of its own."""
+    """Return the memory that is free now for each of so many processes of this machine, each with its own device."""
     host = free_host_memory() // processes
     if device.type == "cpu":
         return Memory(host)
@@ -68,12 +64,12 @@ def free_memory(device: torch.device, processes: int) -> Memory:
 
 
 def free_host_memory() -> int:
-    """Bytes that can be taken without swapping: of the machine, or of the control group that has fewer."""
+    """Return the bytes that can be taken without swapping: of the machine, or of the control group that has fewer."""
     return min([psutil.virtual_memory().available, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
 def _group_limits(membership: Path, root: Path) -> Iterator[int]:
-    """Free bytes of the control groups of this process, as containers and Slurm limit them; of both versions."""
+    """Yield the free bytes of this process's control groups (v1 and v2), as containers and Slurm limit them."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -86,9 +82,9 @@ def _group_limits(membership: Path, root: Path) -> Iterator[int]:
             base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        place = base / group.strip("/")
+        own = base / group.strip("/")
         # A container sees its own group as the root, whatever it is called outside.
-        for folder in (place, *place.parents):
+        for folder in (own, *own.parents):
             try:
                 # The page cache counts as used, and is given up when memory is needed.
                 used = int((folder / usage).read_text()) - _reclaimable(folder)
@@ -105,10 +101,10 @@ def _reclaimable(folder: Path) -> int:
 
 
 def local_processes(world: int) -> int:
-    """Processes of the run on this machine, as torchrun says; all of them where nothing says so."""
+    """Return the number of processes of the run on this machine, as torchrun says; all where nothing says so."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
 def size_text(nbytes: float) -> str:
-    """Bytes for a person."""
+    """Format a number of bytes."""
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

@@ -5,15 +5,20 @@ from torch import Tensor
 
 from simzss.models.features import ImageFeatures
 
-STORAGES = ("bfloat16", "int8", "float32")
 LEVELS = 127
 """Of int8 on either side of zero: -128 is not used, so that the scale is symmetric."""
 
 
 def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, D) as int8 (…, D) and float32 scale (…): `values` is `int8 * scale` to half a scale, amax / 254.
+    """Quantise vectors symmetrically: `values` equals `int8 * scale` to half a scale, amax / 254.
 
     A vector of zeros stays one; in one that is not finite the scale is not finite either, so that it shows.
+
+    Args:
+        values: (…, D).
+
+    Returns:
+        int8 (…, D) and the float32 scale (…).
     """
     values = values.float()
     scale = values.abs().amax(dim=-1) / LEVELS
@@ -22,12 +27,12 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(levels: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What `quantise` kept of its values: int8 (…, D) and scale (…) to (…, D)."""
+    """Invert `quantise` up to rounding: int8 (…, D) and scale (…) to (…, D)."""
     return (levels.to(torch.float32) * scale.unsqueeze(-1)).to(dtype)
 
 
 def pack(features: ImageFeatures, storage: str) -> dict[str, Tensor]:
-    """Features as they are stored: `cls` (B, D), `patches` (B, N, D), and for `int8` the `scale` (B, N) of patches."""
+    """Convert features to their stored form: `cls` (B, D), `patches` (B, N, D), for `int8` the `scale` (B, N)."""
     if storage == "int8":
         levels, scale = quantise(features.patches)
         return {"cls": features.cls.to(torch.bfloat16), "patches": levels, "scale": scale}
@@ -36,7 +41,7 @@ def pack(features: ImageFeatures, storage: str) -> dict[str, Tensor]:
 
 
 def bytes_per_image(storage: str, views: int, patches: int, width: int) -> int:
-    """Size of what `pack` makes of one image."""
+    """Return the size of one image's features as `pack` stores them."""
     per_value = {"bfloat16": (2, 2), "int8": (2, 1), "float32": (4, 4)}
     cls, patch = (size * width for size in per_value[storage])
     return views * (cls + patches * (patch + (4 if storage == "int8" else 0)))

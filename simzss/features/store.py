@@ -1,4 +1,4 @@
-"""Opening a folder of cached features: checked, dealt to the processes of a run, and placed where they fit."""
+"""The store of cached features: a folder that is checked, shared among the processes of a run, and placed in memory."""
 
 import logging
 import os
@@ -11,55 +11,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simzss.atomic import read_json
 from simzss.concepts.concept import Caption
-from simzss.data.shards import Skipped
-from simzss.errors import InputError
-from simzss.features.files import FeatureFile, FileRecord, hash_file, open_features
-from simzss.features.folder import CacheFolder
-from simzss.features.metadata import FORMAT_VERSION, CacheFacts, backbone_differences
-from simzss.features.placement import choose, free_memory, local_processes, size_text
+from simzss.errors import ConfigError, DataError
+from simzss.features.files import FeatureFile, FileRecord, hash_file
+from simzss.features.folder import FeatureFolder
+from simzss.features.index import AGAIN, FeatureIndex, open_indexed, read_index
+from simzss.features.placement import Memory, choose, free_memory, local_processes, size_text
 from simzss.features.quantise import pack
+from simzss.features.settings import Placement
 from simzss.features.stored import StoredFeatures
 from simzss.models.backbone.base import Backbone
 from simzss.models.feature_norm import FeatureNorm
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "run simzss cache again"
-_NAMED = 3  # files that an error names
-
 
 class FeatureStore:
     """One process's share of a folder of features. Open it with `open`, then `place` it; until then it is mapped.
 
     Attributes:
-        folder: as it was given.
-        facts: what the features are.
+        folder: of the features.
+        metadata: what made the features.
         captions: all captions of the image of each row.
         skipped: what could not be read when the features were made, of all processes.
         total_images: of all processes.
-        normalised: whether the features are the unit vectors that `normalise` made.
+        normalised: the features are the unit vectors that `normalise` made.
         placement: `device`, `host` or `mapped`.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        facts: CacheFacts,
-        records: Sequence[FileRecord],
-        files: Sequence[FeatureFile],
-        skipped: tuple[Skipped, ...],
-        total_images: int,
-        world: int,
+        self, folder: Path, index: FeatureIndex, records: Sequence[FileRecord], files: Sequence[FeatureFile], world: int
     ) -> None:
         self.folder = folder
-        self.facts = facts
+        self.metadata = index.metadata
         self.captions: list[tuple[Caption, ...]] = [image.captions for file in files for image in file.texts]
-        self.skipped = skipped
-        self.total_images = total_images
+        self.skipped = index.skipped
+        self.total_images = sum(record.images for record in index.files)
         self.normalised = False
-        self.placement = "mapped"
+        self.placement: Placement = "mapped"
         self._records = records
         self._files = files
         self._world = world
@@ -71,70 +60,56 @@ class FeatureStore:
         """Check a folder and map the share of one of `world` processes.
 
         Raises:
-            InputError: no cache, an unfinished one, files that are missing or not those of the index, or fewer files
+            DataError: no cache, an unfinished one, files that are missing or not those of the index, or fewer images
                 than processes.
         """
-        place = CacheFolder(Path(folder))
-        facts, records, skipped = _read_index(place)
-        wrong = [record.name for record in records if _size(place.path / record.name) != record.bytes]
-        if wrong:
-            more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-            named = ", ".join(wrong[:_NAMED]) + more
-            raise InputError(f"features {folder}: missing or not of their size: {named}; {_AGAIN}")
-        total = sum(record.images for record in records)
-        if total < world:
-            raise InputError(f"features {folder}: {total} images are too few for {world} processes")
-        mine: list[FileRecord] = []
+        path = Path(folder)
+        index = read_index(FeatureFolder(path))
+        images = [record.images for record in index.files]
+        if sum(images) < world:
+            raise DataError(f"features {folder}: {sum(images)} images are too few for {world} processes")
+        records: list[FileRecord] = []
         files: list[FeatureFile] = []
-        for number, rows in share([record.images for record in records], rank, world):
-            mine.append(records[number])
-            files.append(_part(_open(place.path / records[number].name, records[number], facts), rows))
-        return cls(Path(folder), facts, mine, files, skipped, total, world)
+        for number, rows in share(images, rank, world):
+            record = index.files[number]
+            records.append(record)
+            files.append(_slice(open_indexed(path / record.name, record, index.metadata), rows))
+        return cls(path, index, records, files, world)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     @property
     def views(self) -> int:
-        """V, pictures of an image."""
-        return self.facts.views
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) patches."""
-        return self.facts.grid
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.facts.width
+        """Return V, the number of pictures of an image."""
+        return self.metadata.views
 
     @property
     def nbytes(self) -> int:
-        """Size of this process's features."""
+        """Return the size of this process's features."""
         return sum(tensor.nbytes for file in self._files for tensor in file.tensors.values())
 
     @property
     def on_accelerator(self) -> bool:
-        """Whether the features are in the memory of an accelerator."""
+        """Tell whether the features are in the memory of an accelerator."""
         return self._block is not None and self._block["cls"].device.type != "cpu"
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse features that this backbone, with today's transform, would not make.
 
         Raises:
-            InputError: says what differs, with both values.
+            DataError: says what differs, with both values.
         """
-        if changed := backbone_differences(self.facts, backbone):
-            raise InputError(
+        if changed := self.metadata.backbone_differences(backbone):
+            raise DataError(
                 f"features {self.folder} are not those of backbone {backbone.name}: {', '.join(changed)}; "
                 "run simzss cache with this backbone into another folder"
             )
 
     def place(
-        self, device: torch.device, placement: str = "auto", verify: bool = True, processes: int | None = None
-    ) -> str:
-        """Bring the features where they are used from, raw; returns `device`, `host` or `mapped`.
+        self, device: torch.device, placement: Placement = "auto", verify: bool = True, processes: int | None = None
+    ) -> Placement:
+        """Bring the raw features where they are used from; returns `device`, `host` or `mapped`.
 
         Args:
             device: of the run. Without an accelerator `device` means host memory.
@@ -144,7 +119,8 @@ class FeatureStore:
             processes: of the run on this machine, which share its memory; None for what torchrun says, else all.
 
         Raises:
-            InputError: a file is corrupted, or the features do not fit.
+            ConfigError: the features do not fit.
+            DataError: a file is corrupted.
         """
         memory = free_memory(device, processes or local_processes(self._world))
         chosen = choose(placement, self.nbytes, memory)
@@ -153,28 +129,27 @@ class FeatureStore:
             paths = [self.folder / record.name for record in self._records]
             found = [pool.submit(hash_file, path) for path in paths] if verify else []
             try:
-                if chosen != "mapped":
-                    self._block = self._load(device, chosen)
+                block = None if chosen == "mapped" else self._load(device, chosen)
                 for path, record, future in zip(paths, self._records, found, strict=False):
                     if (sha256 := future.result()) != record.sha256:
-                        self._block = None
-                        raise InputError(
+                        raise DataError(
                             f"{path} is corrupted (SHA-256 {sha256[:12]}…, the index says {record.sha256[:12]}…): "
-                            f"remove it and {_AGAIN}"
+                            f"remove it and {AGAIN}"
                         )
             except OSError as error:
-                raise InputError(f"features {self.folder} cannot be read: {error.strerror or error}") from error
+                raise DataError(f"features {self.folder} cannot be read: {error.strerror or error}") from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-        log.info("%s", _where(chosen, len(self), self.nbytes, memory.device, memory.host))
+        self._block = block
+        log.info("%s", _describe_placement(chosen, len(self), self.nbytes, memory))
         return chosen
 
     def rows(self, rows: Tensor, views: Tensor) -> StoredFeatures:
-        """Features of some pictures, on the store's device.
+        """Gather the features of some pictures, on the store's device.
 
         Args:
             rows: (B,) images, 0 to `len(self)` - 1.
-            views: (B,) which picture of each, 0 to V - 1.
+            views: (B,) picture of each, 0 to V - 1.
         """
         if self._block is not None:
             device = self._block["cls"].device
@@ -189,10 +164,10 @@ class FeatureStore:
             for name, like in self._files[0].tensors.items()
         }
         for owner in owners.unique().tolist():
-            places = (owners == owner).nonzero().flatten()
-            chosen = (rows[places] - self._starts[owner]) * self.views + views[places]
+            positions = (owners == owner).nonzero().flatten()
+            chosen = (rows[positions] - self._starts[owner]) * self.views + views[positions]
             for name, tensor in self._files[owner].tensors.items():
-                tensors[name][places] = tensor.flatten(0, 1).index_select(0, chosen)
+                tensors[name][positions] = tensor.flatten(0, 1).index_select(0, chosen)
         return self._stored(tensors)
 
     @torch.no_grad()
@@ -206,19 +181,19 @@ class FeatureStore:
         if self._block is None:
             return
         pictures = self._stored({name: tensor.flatten(0, 1) for name, tensor in self._block.items()})
-        for part in pictures.split(block):
-            unit = pack(norm(part.to(norm.patch_mean.device).features(torch.float32)), self.facts.storage)
-            part.cls.copy_(unit["cls"])
-            part.patches.copy_(unit["patches"])
-            if part.scale is not None:
-                part.scale.copy_(unit["scale"])
+        for some in pictures.split(block):
+            unit = pack(norm(some.to(norm.patch_mean.device).features(torch.float32)), self.metadata.storage)
+            some.cls.copy_(unit["cls"])
+            some.patches.copy_(unit["patches"])
+            if some.scale is not None:
+                some.scale.copy_(unit["scale"])
         self.normalised = True
 
     def _stored(self, tensors: dict[str, Tensor]) -> StoredFeatures:
-        return StoredFeatures(tensors["cls"], tensors["patches"], tensors.get("scale"), self.grid)
+        return StoredFeatures(tensors["cls"], tensors["patches"], tensors.get("scale"), self.metadata.grid)
 
-    def _load(self, device: torch.device, placement: str) -> dict[str, Tensor]:
-        """All of this process's features in one block of memory, (n, V, …) each."""
+    def _load(self, device: torch.device, placement: Placement) -> dict[str, Tensor]:
+        """Copy all of this process's features to one block of memory, (n, V, …) each."""
         options: dict[str, Any] = {"device": device} if placement == "device" else {}
         if placement == "host" and device.type != "cpu":
             options["pin_memory"] = True
@@ -229,7 +204,7 @@ class FeatureStore:
             }
         except RuntimeError as error:  # as torch says that memory does not suffice
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"placement={placement}: no room for {size_text(self.nbytes)}: {reason}") from error
+            raise ConfigError(f"placement={placement}: no room for {size_text(self.nbytes)}: {reason}") from error
         for file, start in zip(self._files, self._starts.tolist(), strict=False):
             for name, tensor in file.tensors.items():
                 block[name][start : start + len(tensor)].copy_(tensor)
@@ -237,7 +212,7 @@ class FeatureStore:
 
 
 def share(images: Sequence[int], rank: int, world: int) -> list[tuple[int, slice]]:
-    """Which rows of which files one of `world` processes gets: an equal part, to one image, of all of them in order."""
+    """Return (file, rows of it) for one of `world` processes: an equal share, to one image, of all rows in order."""
     total = sum(images)
     first, stop = total * rank // world, total * (rank + 1) // world
     starts = [0, *accumulate(images)]
@@ -248,68 +223,20 @@ def share(images: Sequence[int], rank: int, world: int) -> list[tuple[int, slice
     ]
 
 
-def _part(file: FeatureFile, rows: slice) -> FeatureFile:
-    """Some images of a file; views of its tensors."""
+def _slice(file: FeatureFile, rows: slice) -> FeatureFile:
+    """Return some images of a file; views of its tensors."""
     tensors = {name: tensor[rows] for name, tensor in file.tensors.items()}
     return FeatureFile(tensors, file.texts[rows], file.skipped, file.metadata)
 
 
-def _read_index(folder: CacheFolder) -> tuple[CacheFacts, list[FileRecord], tuple[Skipped, ...]]:
-    path = folder.path
-    if not path.is_dir():
-        raise InputError(f"features {path} is no folder: make it with simzss cache")
-    index = read_json(folder.index)
-    if index is None and not folder.tasks.is_dir():
-        raise InputError(f"features {path} holds no index.json: make it with simzss cache")
-    if index is None:
-        raise InputError(f"features {path} are not complete: {_AGAIN}")
-    try:
-        if index["facts"]["version"] != FORMAT_VERSION:
-            raise InputError(
-                f"features {path} are of format {index['facts']['version']}, this program reads {FORMAT_VERSION}"
-            )
-        facts = CacheFacts.from_json(index["facts"])
-        records = [FileRecord.from_json(record) for record in index["files"]]
-        skipped = tuple(Skipped(entry["key"], entry["reason"], entry["shard"]) for entry in index["skipped"])
-        complete = index["complete"] is True and len(records) > 0
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"features {path}: index.json is broken: {_AGAIN}") from error
-    if not complete:
-        raise InputError(f"features {path} are not complete: {_AGAIN}")
-    return facts, records, skipped
-
-
-def _open(path: Path, record: FileRecord, facts: CacheFacts) -> FeatureFile:
-    """A file of the index, mapped; with the tensors that the facts say."""
-    file = open_features(path)
-    shape = (record.images, facts.views)
-    wanted: dict[str, tuple[int, ...]] = {
-        "cls": (*shape, facts.width),
-        "patches": (*shape, facts.patches, facts.width),
-    }
-    if facts.storage == "int8":
-        wanted["scale"] = (*shape, facts.patches)
-    found = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
-    if file.metadata.get("facts") != facts.digest or found != wanted or len(file.texts) != record.images:
-        raise InputError(f"{path} is not the file of the index: remove it and {_AGAIN}")
-    return file
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _where(placement: str, images: int, nbytes: int, device: int | None, host: int) -> str:
-    """One line for the log: where the features are and why."""
-    free = f"{size_text(host)} free in host memory for this process"
-    if device is not None:
-        free = f"{size_text(device)} free on the accelerator, {free}"
-    place = {
+def _describe_placement(placement: Placement, images: int, nbytes: int, memory: Memory) -> str:
+    """Return one line for the log: where the features are and why."""
+    free = f"{size_text(memory.host)} free in host memory for this process"
+    if memory.device is not None:
+        free = f"{size_text(memory.device)} free on the accelerator, {free}"
+    where = {
         "device": "in the accelerator's memory",
         "host": "in host memory",
         "mapped": "read from the files as they are needed",
     }[placement]
-    return f"features of {images} images, {size_text(nbytes)}, are {place} ({free})"
+    return f"features of {images} images, {size_text(nbytes)}, are {where} ({free})"

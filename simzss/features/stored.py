@@ -1,4 +1,4 @@
-"""Features as a cache stores them, on their way to the step."""
+"""Features as they are stored, on their way to the training step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ class StoredFeatures:
         return len(self.cls)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "StoredFeatures":
-        """The same with all tensors changed: moved, pinned."""
+        """Return a copy with a function applied to every tensor, such as one that moves or pins it."""
         scale = None if self.scale is None else change(self.scale)
         return StoredFeatures(change(self.cls), change(self.patches), scale, self.grid)
 
     def to(self, device: torch.device) -> "StoredFeatures":
-        """On another device."""
+        """Return a copy on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
     def split(self, size: int) -> list["StoredFeatures"]:
-        """Consecutive blocks of `size` pictures; views, no copies."""
-        rows = [slice(start, start + size) for start in range(0, len(self), size)]
-        return [self.map(lambda tensor, part=part: tensor[part]) for part in rows]  # type: ignore[misc]
+        """Return consecutive blocks of `size` pictures; views, no copies."""
+        blocks = [slice(start, start + size) for start in range(0, len(self), size)]
+        return [self.map(lambda tensor, block=block: tensor[block]) for block in blocks]  # type: ignore[misc]
 
     def features(self, dtype: torch.dtype | None = None) -> ImageFeatures:
-        """As numbers to calculate with: in `dtype`, else as stored, int8 as float32."""
+        """Return features to compute with, in `dtype`; None: as stored, int8 as float32."""
         if self.scale is not None:
             dtype = dtype or torch.float32
             return ImageFeatures(self.cls.to(dtype), dequantise(self.patches, self.scale, dtype), self.grid)

@@ -1,4 +1,4 @@
-"""The views of an image that a cache holds: the whole image first, then random crops that are always the same."""
+"""The views of an image that are cached: the whole image first, then random crops that are always the same."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,12 +13,10 @@ from simzss.data.transforms import RandomCrop, WholeImage
 TRANSFORM_VERSION = 1
 """Counted up when a view of the same photo by the same settings becomes another picture."""
 
-MOST_VIEWS = 4
-
 
 @dataclass(frozen=True)
 class Views:
-    """What makes `count` pictures of a photo.
+    """Deterministic transform of a photo to `count` pictures.
 
     View 0 is the whole image: nothing that a caption names is cut off. A crop is drawn from a random state that depends
     on nothing but the seed, the view, and the names of the shard's file and of the sample in it.
@@ -36,43 +34,40 @@ class Views:
     seed: int = 0
 
     @property
-    def least(self) -> int:
-        """Pixels that each side of the photo needs; it is decoded once for all views."""
-        return WholeImage(self.size).least if self.count == 1 else self._crop.least
+    def min_side(self) -> int:
+        """Return the minimum side in pixels for JPEG draft decoding; the photo is decoded once for all views."""
+        return WholeImage(self.size).min_side if self.count == 1 else self._crop.min_side
 
-    def facts(self) -> dict[str, Any]:
-        """All that the pictures depend on, as plain JSON; one view draws nothing."""
+    def metadata(self) -> dict[str, Any]:
+        """Return all that the pictures depend on, as plain JSON; one view draws nothing."""
         drawn = self.count > 1
         return {
             "version": TRANSFORM_VERSION,
             "views": self.count,
             "min_crop": self.min_crop if drawn else None,
             "seed": self.seed if drawn else None,
-            "draft": self.least,  # JPEGs are decoded to no fewer pixels a side than this
+            "draft": self.min_side,
         }
 
     def make(self, image: Image.Image, shard: str, key: str) -> Tensor:
-        """(V, 3, size, size) uint8 of an RGB image that was decoded with `least`.
+        """Transform a photo to (V, 3, size, size) uint8.
 
         Args:
-            image: the photo.
+            image: RGB, decoded with `min_side`.
             shard: name of its shard's file.
             key: of the sample.
         """
         pictures = [WholeImage(self.size)(image)]
-        # The crop draws from torch's own generator of the CPU, which gets its state back.
-        with torch.random.fork_rng(devices=[], enabled=self.count > 1):
-            for view in range(1, self.count):
-                torch.random.set_rng_state(self._state(view, shard, key))
-                pictures.append(self._crop(image))
+        for view in range(1, self.count):
+            generator = torch.Generator().manual_seed(self._crop_seed(view, shard, key))
+            pictures.append(self._crop(image, generator))
         return torch.stack(pictures)
 
     @property
     def _crop(self) -> RandomCrop:
         return RandomCrop(self.size, self.min_crop)
 
-    def _state(self, view: int, shard: str, key: str) -> Tensor:
+    def _crop_seed(self, view: int, shard: str, key: str) -> int:
         # Names may hold half a surrogate pair, which has no bytes.
         name = f"{self.seed}/{view}/{shard}/{key}".encode(errors="backslashreplace")
-        seed = int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
-        return torch.Generator().manual_seed(seed).get_state()
+        return int.from_bytes(hashlib.sha256(name).digest()[:7], "big")

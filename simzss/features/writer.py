@@ -1,29 +1,27 @@
-"""The files of a cache in the making: blocks of features in order, to parts, their records and the stamps of shards."""
+"""Files of features in the making: blocks in order, to chunks, their records and the done markers of shards."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from simzss.atomic import write_json
 from simzss.data.shards import Skipped
 from simzss.distributed import world_size
-from simzss.errors import InputError
-from simzss.features.blocks import ShardEnd, Task, ViewBlock
-from simzss.features.files import ImageTexts, hash_file, write_features
-from simzss.features.folder import CacheFolder, Part, Stamp, writing
-from simzss.features.metadata import CacheFacts
+from simzss.errors import DataError
+from simzss.features.blocks import ShardEnd, ShardTask, ViewBlock
+from simzss.features.files import ImageTexts, write_features
+from simzss.features.folder import Chunk, FeatureFolder, FinishedShard
+from simzss.features.metadata import FeatureMetadata
 
 PENDING = 2
-"""Files that wait for the disk at most, beside the one that fills; each in a thread of its own."""
+"""Maximum number of files that wait for the disk, beside the one that fills; each in a thread of its own."""
 
 
 @dataclass
-class Computed:
+class ComputedBlock:
     """A block and its features on the host, which are there once `arrived` is."""
 
     block: ViewBlock
@@ -31,24 +29,24 @@ class Computed:
     arrived: torch.Event | None
 
     def features(self) -> dict[str, Tensor]:
-        """`cls` (b, V, D) and the others, waited for."""
+        """Return `cls` (b, V, D) and the others, once they have arrived."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.tensors
 
 
 @dataclass
-class _OpenPart:
-    """The part that fills: one block of memory for the images of all of its records."""
+class _OpenChunk:
+    """The chunk that fills: one block of memory for the images of all of its records."""
 
     number: int
-    part: int
+    chunk: int
     size: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
     texts: list[ImageTexts] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
-    def add(self, computed: Computed) -> None:
+    def add(self, computed: ComputedBlock) -> None:
         start = len(self.texts)
         self.texts += computed.block.texts
         self.skipped += computed.block.skipped
@@ -61,130 +59,109 @@ class _OpenPart:
         return {name: tensor[: len(self.texts)] for name, tensor in self.tensors.items()}
 
 
-class PartWriter:
-    """Takes computed blocks in order, and writes files, records and stamps behind the back of the device."""
+class ChunkWriter:
+    """Takes computed blocks in order, and writes files and records in background threads while the device computes.
 
-    def __init__(self, folder: CacheFolder, facts: CacheFacts, part_size: int, tasks: Sequence[Task]) -> None:
+    Args:
+        folder: of the features.
+        metadata: of the features.
+        chunk_size: maximum number of records of a chunk.
+        tasks: shards in the order of their blocks.
+    """
+
+    def __init__(
+        self, folder: FeatureFolder, metadata: FeatureMetadata, chunk_size: int, tasks: Sequence[ShardTask]
+    ) -> None:
         self._folder = folder
-        self._facts = facts
-        self._part_size = part_size
-        self._tasks = {task.number: task for task in tasks}
-        self._order = [task.number for task in tasks]
-        self._place = {number: place for place, number in enumerate(self._order)}
-        self._open: _OpenPart | None = None
-        self._parts: dict[int, dict[int, Future[Part]]] = {}
-        self._stamps: dict[int, Future[Stamp]] = {}
-        self._pending: deque[Future[Part]] = deque()
+        self._metadata = metadata
+        self._chunk_size = chunk_size
+        self._tasks = tasks
+        self._position = {task.number: position for position, task in enumerate(tasks)}
+        self._open: _OpenChunk | None = None
+        self._chunks: dict[int, dict[int, Future[Chunk]]] = {}
+        self._shards: dict[int, Future[FinishedShard]] = {}
+        self._pending: deque[Future[Chunk]] = deque()
         self._pool = ThreadPoolExecutor(PENDING)
         self._hashing = ThreadPoolExecutor(1)
-        self._digests: dict[int, Future[str | None]] = {}
+        self._digests: list[Future[str | None]] = []  # of the first tasks, whose hashes go into their files
 
-    def __enter__(self) -> "PartWriter":
-        self._hash(0)
+    def __enter__(self) -> "ChunkWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
         for pool in (self._pool, self._hashing):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def take(self, item: Computed | ShardEnd) -> int:
-        """The next block, or the end of a shard; returns how many records it was.
+    def take(self, item: ComputedBlock | ShardEnd) -> int:
+        """Take the next block, or the end of a shard; returns its number of records.
 
         Raises:
-            InputError: a file before could not be written.
+            OSError: a file before could not be written.
+            DataError: another process has failed.
         """
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()  # an error is met at once, not files later
+        number = item.number if isinstance(item, ShardEnd) else item.block.number
+        # The next shard is hashed while this one goes on.
+        for task in self._tasks[len(self._digests) : self._position[number] + 2]:
+            self._digests.append(self._hashing.submit(task.sha256))
         if isinstance(item, ShardEnd):
             self._close()
-            parts = self._parts.pop(item.number, {})
-            self._stamps[item.number] = self._pool.submit(self._stamp, item, parts)
+            self._shards[number] = self._pool.submit(self._finish, item, self._chunks.pop(number, {}))
             return 0
         block = item.block
-        if self._open is None or (self._open.number, self._open.part) != (block.number, block.part):
+        if self._open is None or (self._open.number, self._open.chunk) != (number, block.chunk):
             self._close()
-            self._open = _OpenPart(block.number, block.part, self._part_size)
-            self._hash(self._place[block.number] + 1)  # the next shard, while this one goes on
+            self._open = _OpenChunk(number, block.chunk, self._chunk_size)
         self._open.add(item)
         return len(block.texts) + len(block.skipped)
 
-    def stamps(self) -> dict[int, Stamp]:
-        """The stamps of all shards, once everything is written."""
-        return {number: stamp.result() for number, stamp in self._stamps.items()}
-
-    def _hash(self, index: int) -> None:
-        """Begin to hash a shard, whose hash goes into its files."""
-        if index < len(self._order) and (number := self._order[index]) not in self._digests:
-            self._digests[number] = self._hashing.submit(hash_shard, self._tasks[number].url)
-
-    def _digest(self, number: int) -> str | None:
-        self._hash(self._place[number])
-        return self._digests[number].result()
+    def finished(self) -> dict[int, FinishedShard]:
+        """Wait until everything is written; returns all shards by number."""
+        return {number: shard.result() for number, shard in self._shards.items()}
 
     def _close(self) -> None:
+        """Hand the chunk that fills to a thread; waits for the disk when it is too slow."""
         if self._open is None:
             return
-        part, self._open = self._open, None
+        chunk, self._open = self._open, None
         if world_size() > 1 and self._folder.stop.exists():
-            raise InputError("stopped: another process has failed, as it says itself; what is finished stays")
+            raise DataError("stopped: another process has failed, as it says itself; what is finished stays")
         while len(self._pending) >= PENDING:
             self._pending.popleft().result()
-        future = self._pool.submit(self._write, part)
+        future = self._pool.submit(self._write, chunk)
         self._pending.append(future)
-        self._parts.setdefault(part.number, {})[part.part] = future
+        self._chunks.setdefault(chunk.number, {})[chunk.chunk] = future
 
-    def _write(self, part: _OpenPart) -> Part:
-        """Write the file of a part, then the record that vouches for it."""
-        sha256 = self._digest(part.number)
-        path = self._folder.features(part.number, part.part)
+    def _write(self, chunk: _OpenChunk) -> Chunk:
+        """Write the file of a chunk, then its record."""
+        position = self._position[chunk.number]
+        sha256 = self._digests[position].result()
         file = None
-        if part.texts:
+        if chunk.texts:
             metadata = {
-                "facts": self._facts.digest,
-                "shard": self._tasks[part.number].shard,
+                "facts": self._metadata.fingerprint,
+                "shard": self._tasks[position].shard,
                 "shard_sha256": str(sha256),
-                "part": str(part.part),
+                "part": str(chunk.chunk),
             }
-            with writing(path):
-                file = write_features(path, part.filled(), part.texts, part.skipped, metadata)
-        skipped = tuple((entry.key, entry.reason) for entry in part.skipped)
-        record = Part(part.part, self._part_size, sha256, file, skipped)
+            path = self._folder.result(chunk.number, chunk.chunk)
+            file = write_features(path, chunk.filled(), chunk.texts, chunk.skipped, metadata)
+        skipped = tuple((entry.key, entry.reason) for entry in chunk.skipped)
+        record = Chunk(part=chunk.chunk, records=self._chunk_size, shard_sha256=sha256, file=file, skipped=skipped)
         if sha256 is not None:  # a tar that cannot be opened now is tried again by the next run
-            with writing(self._folder.part(part.number, part.part)):
-                write_json(self._folder.part(part.number, part.part), record.to_json())
+            self._folder.finish_chunk(chunk.number, record)
         return record
 
-    def _stamp(self, end: ShardEnd, parts: Mapping[int, Future[Part]]) -> Stamp:
-        """Leave the stamp of a shard whose parts are written; waits for those that are under way."""
-        done = {number: future.result() for number, future in parts.items()}
-        task = self._tasks[end.number]
-        kept = (self._folder.read_part(end.number, number) for number in task.kept)
-        done |= {part.number: part for part in kept if part is not None}
-        ordered = [done[number] for number in range(end.parts)]
-        stamp = Stamp(
-            end.number,
-            task.shard,
-            shard_size(task.url),
-            self._digest(end.number),
-            tuple(ordered),
-        )
-        if stamp.sha256 is not None:
-            with writing(self._folder.stamp(end.number)):
-                self._folder.finish(stamp)
-        return stamp
-
-
-def hash_shard(url: str) -> str | None:
-    """SHA-256 of a tar; None where it cannot be read, as what is skipped says."""
-    try:
-        return hash_file(Path(url))
-    except OSError:
-        return None
-
-
-def shard_size(url: str) -> int:
-    """Bytes of a tar; 0 where it cannot be read."""
-    try:
-        return Path(url).stat().st_size
-    except OSError:
-        return 0
+    def _finish(self, end: ShardEnd, written: Mapping[int, Future[Chunk]]) -> FinishedShard:
+        """Leave the done marker of a shard; waits for those of its chunks that are being written."""
+        position = self._position[end.number]
+        task = self._tasks[position]
+        read = [self._folder.read_chunk(end.number, chunk) for chunk in task.finished]
+        chunks = {chunk.number: chunk for chunk in read if chunk is not None}
+        chunks |= {number: future.result() for number, future in written.items()}
+        ordered = tuple(chunks[number] for number in range(end.chunks))
+        shard = FinishedShard(end.number, task.shard, task.size(), self._digests[position].result(), ordered)
+        if shard.sha256 is not None:
+            self._folder.finish(shard)
+        return shard

@@ -1,1 +1,1 @@
-"""Both losses of SimZSS as pure functions of features."""
+"""Losses of captions and of masks as functions of features, and what they need: points and matching."""

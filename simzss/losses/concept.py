@@ -6,11 +6,9 @@ from torch import Tensor
 
 from simzss.distributed import sum_over_ranks, total, world_size
 
-TARGETS = ("concept", "argmax")
-
 
 def global_prototypes(sums: Tensor, concept_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Concept prototypes over all ranks.
+    """Compute the concept prototypes of the global batch.
 
     Args:
         sums: (K, D) sum of this rank's phrase vectors per concept.
@@ -28,12 +26,12 @@ def global_prototypes(sums: Tensor, concept_id: Tensor) -> tuple[Tensor, Tensor]
 def concept_loss(
     pooled_patches: Tensor, prototypes: Tensor, present: Tensor, concept_id: Tensor, temperature: float, target: str
 ) -> Tensor:
-    """Cross-entropy of pooled patches over the prototypes of the concepts present in the global batch.
+    """Compute the cross-entropy of pooled patches over the prototypes of the concepts in the global batch.
 
     Args:
         pooled_patches: (M, D) L2-normalised, one per concept mention of this rank; M may be 0.
         prototypes: (K, D) L2-normalised.
-        present: (K,) which concepts compete.
+        present: (K,) bool, the concepts that compete.
         concept_id: (M,) the concept that each was pooled for.
         temperature: of the softmax over concepts; 0.07 in the paper.
         target: `concept` (its own id, the paper's text) or `argmax` (the likeliest one, as the original release

@@ -8,21 +8,21 @@ from torch.utils.checkpoint import checkpoint
 from simzss.distributed import gather_rows, rank
 
 _ROWS = 4096
-"""Rows of the logits at a time when there are more: a batch of 16,384 has a gigabyte of them, several times over."""
+"""Rows of the logits at a time: a batch of 16,384 has a gigabyte of logits, several times over."""
 
 
 def contrastive_loss(
     cls: Tensor, pooled: Tensor, logit_scale: Tensor, image_row: Tensor | None = None, rows: int = _ROWS
 ) -> Tensor:
-    """Symmetric cross-entropy of matching images with captions.
+    """Compute the symmetric cross-entropy of matching images with captions.
 
     Args:
         cls: (B, D) L2-normalised image vectors of this rank.
         pooled: (B, D) L2-normalised sentence vectors, row i belongs to image i.
         logit_scale: log of the factor on cosines, clamped to a factor of 100.
-        image_row: (B,) which rows are of one image, by equal numbers; None: no two are. Another caption of the same
-            image does not count as a wrong one; it is left out. No image is on two ranks.
-        rows: of the logits at a time; of more, they are computed again on the way back (GradCache, Gao et al. 2021).
+        image_row: (B,) number of the image of each row; None: all differ. Other captions of the same image are no
+            negatives; they are left out. No image is on two ranks.
+        rows: rows of the logits at a time; chunks are recomputed in the backward pass (GradCache, Gao et al. 2021).
 
     Returns:
         This rank's mean over its 2B rows; its mean over ranks is the loss of the joint batch.
@@ -34,7 +34,7 @@ def contrastive_loss(
 
 
 def _matching(queries: Tensor, keys: Tensor, image_row: Tensor | None, rows: int) -> Tensor:
-    """Mean cross-entropy of this rank's (B, D) queries over all (world * B, D) keys, of which each has its own."""
+    """Average the cross-entropy of this rank's (B, D) queries over all (world * B, D) keys."""
     count = len(queries)
     first = rank() * count
     target = torch.arange(first, first + count, device=queries.device)
@@ -52,7 +52,7 @@ def _matching(queries: Tensor, keys: Tensor, image_row: Tensor | None, rows: int
 def _cross_entropy(
     queries: Tensor, keys: Tensor, target: Tensor, of_query: Tensor | None, of_key: Tensor | None, first: int
 ) -> Tensor:
-    """Sum of the cross-entropies of some (b, D) queries; `of_key` (B,) numbers the images of this rank's keys."""
+    """Sum the cross-entropies of (b, D) queries; `of_key` (B,) numbers the images of this rank's keys."""
     logits = queries @ keys.T
     if of_query is not None and of_key is not None:
         other = of_query[:, None] == of_key

@@ -1,1 +1,1 @@
-"""The two towers and what joins them: backbone, text encoder, prototypes and pooling."""
+"""Networks: backbones, text encoders, SAM, the mask head, and the folder that stores a trained model."""

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simzss.distributed import total
-from simzss.errors import InputError, nearest
+from simzss.errors import ModelError, nearest
 from simzss.models.features import ImageFeatures
 
 MODES = ("none", "center", "whiten")
 
 
 class FeatureNorm(nn.Module):
-    """Map frozen features to unit vectors, optionally centred or whitened first.
+    """Map frozen features to unit vectors, centred or whitened before.
 
     Patches of one backbone share a strong common direction; without it cosines tell more. `center` subtracts the
     mean patch from patches and the mean class token from class tokens; `whiten` moreover multiplies both with the
@@ -25,6 +25,9 @@ class FeatureNorm(nn.Module):
         mode: `none`, `center` or `whiten`.
         width: D.
         shrinkage: share of the mean variance added to every direction before whitening.
+
+    Raises:
+        ModelError: unknown mode.
     """
 
     cls_mean: Tensor
@@ -34,7 +37,7 @@ class FeatureNorm(nn.Module):
     def __init__(self, mode: str, width: int, shrinkage: float = 0.1) -> None:
         super().__init__()
         if mode not in MODES:
-            raise InputError(f"feature_norm={mode} is unknown; {nearest(mode, MODES)}")
+            raise ModelError(f"feature_norm={mode} is unknown; {nearest(mode, MODES)}")
         self.mode = mode
         self.shrinkage = shrinkage
         self.register_buffer("cls_mean", torch.zeros(width))
@@ -42,11 +45,11 @@ class FeatureNorm(nn.Module):
         self.register_buffer("matrix", torch.eye(width) if mode == "whiten" else torch.empty(0))
 
     def forward(self, features: ImageFeatures) -> ImageFeatures:
-        """(B, D) and (B, N, D) features as L2-normalised float vectors of the same shapes."""
+        """Normalise features: L2-normalised float vectors of the same shapes."""
         return ImageFeatures(self._unit(features.cls, self.cls_mean), self.patches(features.patches), features.grid)
 
     def patches(self, patches: Tensor) -> Tensor:
-        """What `forward` makes of patches (B, N, D)."""
+        """Normalise patches (B, N, D) alone, as `forward` does."""
         return self._unit(patches, self.patch_mean)
 
     def _unit(self, vectors: Tensor, mean: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class FeatureNorm(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[ImageFeatures]) -> None:
-        """Take the statistics from raw features, over all ranks; with mode `none` nothing is read."""
+        """Compute the statistics of raw features over all ranks; mode `none` reads nothing."""
         if self.mode == "none":
             return
         sums = _Moments(self.patch_mean)

@@ -1,4 +1,4 @@
-"""What the two towers give."""
+"""Outputs of the two towers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class ImageFeatures:
     grid: tuple[int, int]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "ImageFeatures":
-        """The same with both tensors changed: moved, pinned."""
+        """Apply a function to both tensors, such as a move to a device."""
         return ImageFeatures(change(self.cls), change(self.patches), self.grid)
 
 

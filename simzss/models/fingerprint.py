@@ -7,7 +7,7 @@ from torch import nn
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Short hash of a model's weights, to tell one set from another."""
+    """Return a short hash of a model's weights and their names."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())

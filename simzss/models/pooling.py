@@ -1,8 +1,7 @@
-"""From token vectors to concept vectors: pure functions (SimZSS, section 3.3).
+"""Pool tokens to concept vectors, and patches by similarity to them (SimZSS, section 3.3).
 
-Concepts of a batch are ragged: M mentions, each with its image and its concept id, whose tokens are named by their
-places in one long row of all tokens. Nothing is padded to a longest caption, and no shape depends on which concepts
-occur.
+The mentions of concepts in a batch are ragged: M mentions, each with an image, a concept id, and indices of its tokens
+in one long row of all tokens. Nothing is padded to a longest caption, and no shape depends on which concepts occur.
 """
 
 import torch
@@ -11,17 +10,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _IMAGES = 1024
-"""Images pooled at a time when there are more: their patches in float32 are gigabytes in a batch of 16,384."""
+"""Images pooled at a time: in a batch of 16,384 their patches in float32 are gigabytes."""
 
 
 def token_sums(tokens: Tensor, token: Tensor, owner: Tensor, owners: int) -> Tensor:
-    """Sum of the L2-normalised vectors of each owner's tokens: of a phrase, or of all phrases of a concept.
+    """Sum the L2-normalised vectors of each owner's tokens: of a phrase, or of all phrases of a concept.
 
     Args:
         tokens: (T, D) token vectors.
-        token: (S,) places in `tokens`.
-        owner: (S,) whose token each of them is, 0 to owners - 1.
-        owners: how many there are.
+        token: (S,) indices into `tokens`.
+        owner: (S,) owner of each of these tokens, 0 to owners - 1.
+        owners: number of owners.
 
     Returns:
         (owners, D), not normalised; zero rows for those without a token.
@@ -31,33 +30,39 @@ def token_sums(tokens: Tensor, token: Tensor, owner: Tensor, owners: int) -> Ten
 
 
 def similarity_pool(
-    queries: Tensor, patches: Tensor, rows: Tensor, slots: Tensor, width: int, temperature: float, images: int = _IMAGES
+    queries: Tensor,
+    patches: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    width: int,
+    temperature: float,
+    images: int = _IMAGES,
 ) -> Tensor:
-    """Pool the patches that look like the query: softmax over patches of query . patch / temperature.
+    """Pool patches by their similarity to a query: softmax over patches of query . patch / temperature.
 
     Args:
         queries: (M, D) L2-normalised.
-        patches: (I, N, D) L2-normalised, in any float type; computed with in that of the queries.
+        patches: (I, N, D) L2-normalised, of any float type; converted to that of the queries.
         rows: (M,) image of each query.
-        slots: (M,) running number of each query among those of its image.
-        width: slots of an image, more than the largest number in `slots`.
+        positions: (M,) index of each query among those of its image.
+        width: queries of an image, more than the largest of `positions`.
         temperature: of the softmax; 0.1 in the paper.
-        images: at a time; of more, what the gradient needs is computed again on the way back.
+        images: number at a time; above it activations are recomputed in the backward pass.
 
     Returns:
         (M, D) L2-normalised pooled patches.
     """
-    # One row of slots per image instead of one copy of the image's patches per query.
-    table = queries.new_zeros(len(patches), max(width, 1), queries.shape[-1]).index_put((rows, slots), queries)
+    # One row of positions per image instead of one copy of the image's patches per query.
+    table = queries.new_zeros(len(patches), max(width, 1), queries.shape[-1]).index_put((rows, positions), queries)
     if len(patches) <= images:
         pooled = _attend(table, patches, temperature)
     else:
         parts = zip(table.split(images), patches.split(images), strict=True)
         pooled = torch.cat([checkpoint(_attend, *part, temperature, use_reentrant=False) for part in parts])
-    return F.normalize(pooled[rows, slots], dim=-1)
+    return F.normalize(pooled[rows, positions], dim=-1)
 
 
 def _attend(queries: Tensor, patches: Tensor, temperature: float) -> Tensor:
-    """(I, Q, D) queries over the (I, N, D) patches of their image -> (I, Q, D)."""
+    """Attend from queries (I, Q, D) to the patches (I, N, D) of their image: (I, Q, D)."""
     patches = patches.to(queries.dtype)
     return torch.softmax(queries @ patches.transpose(1, 2) / temperature, dim=-1) @ patches

@@ -1,4 +1,4 @@
-"""Text encoders: SimZSS's CLIP-shaped tower from scratch, or a pretrained transformers directory; one interface."""
+"""Text encoders: SimZSS's CLIP-shaped tower from scratch, or a pretrained transformers model."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,11 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from simzss.errors import InputError, nearest
+from simzss.concepts.align import token_span
+from simzss.errors import ConfigError, ModelError, nearest
 from simzss.models.features import TextFeatures
+from simzss.models.pooling import token_sums
+from simzss.models.settings import PretrainedText, ScratchText
 from simzss.models.tokenizer import clip_tokenizer, directory_tokenizer
 
-KINDS = ("scratch", "pretrained")
 POOLINGS = ("eot", "mean")
 
 
@@ -27,7 +29,7 @@ class TextEncoder(nn.Module):
         tokenizer: a fast tokenizer for it.
         pooling: sentence vector from the last token (`eot`, for causal bodies) or the mean over tokens (`mean`).
         embed_dim: D, width of the backbone.
-        context_length: most tokens of a text, special tokens included.
+        context_length: maximum number of tokens, special tokens included.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
-            raise InputError(f"pooling={pooling} of the text encoder is unknown; {nearest(pooling, POOLINGS)}")
+            raise ModelError(f"pooling={pooling} of the text encoder is unknown; {nearest(pooling, POOLINGS)}")
         self.body = body
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -50,9 +52,9 @@ class TextEncoder(nn.Module):
         """
         # A token of a causal body sees none after it, and so no padding: without a mask attention takes its fast path,
         # and transformers need not look at the mask's values, for which a GPU would have to be waited for.
-        seen = None if self.pooling == "eot" else attention_mask
+        mask = None if self.pooling == "eot" else attention_mask
         with _attention_for(input_ids.device):
-            hidden = self.body(input_ids=input_ids, attention_mask=seen).last_hidden_state
+            hidden = self.body(input_ids=input_ids, attention_mask=mask).last_hidden_state
         tokens = self.projection(hidden)
         if self.pooling == "eot":
             last = attention_mask.sum(dim=1) - 1
@@ -62,8 +64,56 @@ class TextEncoder(nn.Module):
             pooled = (tokens * weight).sum(dim=1) / weight.sum(dim=1)
         return TextFeatures(pooled, tokens)
 
+    @torch.no_grad()
+    def encode(
+        self, texts: Sequence[str], spans: Sequence[tuple[int, int]] | None = None, batch_size: int = 256
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode texts in batches, outside training.
+
+        Args:
+            texts: T texts, truncated to the context length.
+            spans: one range of characters for each text, such as a class name inside a prompt.
+            batch_size: texts at a time.
+
+        Returns:
+            Sentence vectors (T, D), not normalised; for each span the sum of its tokens' L2-normalised vectors (T, D),
+            None without spans. Both float32, on the device of the weights.
+
+        Raises:
+            ConfigError: a span without a token inside the context length.
+        """
+        weight = self.projection.weight
+        pooled, sums = [torch.empty(0, len(weight), device=weight.device)], []
+        for start in range(0, len(texts), batch_size):
+            part = texts[start : start + batch_size]
+            tokens = self.tokenize(part)
+            ranges = None
+            if spans is not None:
+                entries = zip(part, tokens["offset_mapping"], spans[start : start + batch_size], strict=True)
+                ranges = [self._tokens_of(*entry) for entry in entries]
+            found = self(*self._padded(tokens["input_ids"]))
+            pooled.append(found.pooled.float())
+            if ranges is not None:
+                sums.append(_span_sums(found.tokens.float(), ranges))
+        return torch.cat(pooled), None if spans is None else torch.cat(sums or pooled)
+
+    def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return token ids (B, L) and their mask, padded on the right."""
+        device = self.projection.weight.device
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(padded["input_ids"].shape[1]) < lengths[:, None]).long()
+        return padded["input_ids"].to(device), mask.to(device)
+
+    def _tokens_of(self, text: str, offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:
+        """Return first token and one past the last of a range of characters."""
+        found = token_span(offsets, *span)
+        if found is None:
+            raise ConfigError(f"class name too long (or empty) in prompt {text!r}: {self.context_length} tokens fit")
+        return found
+
     def train(self, mode: bool = True) -> "TextEncoder":
-        """Training mode for the parts that learn; frozen layers keep their dropout off."""
+        """Set training mode for the parts that learn; frozen layers keep their dropout off."""
         super().train(mode)
         for module in self.body.modules():
             own = list(module.parameters())
@@ -72,7 +122,7 @@ class TextEncoder(nn.Module):
         return self
 
     def compile_body(self, **options: Any) -> None:
-        """Let torch compile the transformer for all shapes at once: blocks of captions have others in every batch.
+        """Compile the transformer for dynamic shapes: blocks of captions have others in every batch.
 
         Args:
             options: of `torch.compile`, such as its backend.
@@ -80,64 +130,57 @@ class TextEncoder(nn.Module):
         self.body.compile(dynamic=True, **options)
 
     def tokenize(self, texts: Sequence[str]) -> Any:
-        """Token ids, masks and character offsets of `texts` as lists, truncated to the context length."""
+        """Return token ids, masks and character offsets of texts as lists, truncated to the context length."""
         return self.tokenizer(list(texts), truncation=True, max_length=self.context_length, return_offsets_mapping=True)
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """All that is needed beside weights and tokenizer to rebuild this encoder, as plain JSON values."""
+        """Configuration that rebuilds this encoder, beside weights and tokenizer; plain JSON values."""
         config = self.body.config.to_dict()
         config["model_type"] = self.body.config.model_type
         return {"body": config, "pooling": self.pooling, "context_length": self.context_length}
 
 
-def build_text_encoder(kind: str, embed_dim: int, **options: Any) -> TextEncoder:
-    """Build the encoder that `conf/text/*.yaml` describes: `kind` and its options.
-
-    Raises:
-        InputError: unknown kind, a directory that is no transformers model, more layers than there are.
-    """
-    if kind == "scratch":
-        return _scratch(embed_dim, **options)
-    if kind == "pretrained":
-        return _pretrained(embed_dim, **options)
-    raise InputError(f"text.kind={kind} is unknown; {nearest(kind, KINDS)}")
-
-
 def rebuild_text_encoder(architecture: dict[str, Any], embed_dim: int, tokenizer_dir: Path | None) -> TextEncoder:
-    """The encoder of a saved model, weights still untrained; `tokenizer_dir` None means CLIP's tokenizer."""
+    """Rebuild the encoder of a saved model with random weights; `tokenizer_dir` None means CLIP's tokenizer."""
     config = dict(architecture["body"])
     body = _from_config(_without_kernel(AutoConfig.for_model(config.pop("model_type"), **config)))
     tokenizer = clip_tokenizer() if tokenizer_dir is None else directory_tokenizer(tokenizer_dir)
     return TextEncoder(body, tokenizer, architecture["pooling"], embed_dim, int(architecture["context_length"]))
 
 
-def _scratch(embed_dim: int, layers: int, width: int, heads: int, context_length: int) -> TextEncoder:
-    if heads < 1 or width % heads:
-        raise InputError(f"text.heads={heads} does not divide text.width={width}")
+def scratch_text_encoder(settings: ScratchText, embed_dim: int) -> TextEncoder:
+    """Build SimZSS's tower, a causal CLIP text transformer with random weights."""
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=context_length,
+        hidden_size=settings.width,
+        intermediate_size=4 * settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        max_position_embeddings=settings.context_length,
         hidden_act="gelu",
         projection_dim=embed_dim,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    return TextEncoder(CLIPTextModel(config), tokenizer, "eot", embed_dim, context_length)
+    return TextEncoder(CLIPTextModel(config), tokenizer, "eot", embed_dim, settings.context_length)
 
 
-def _pretrained(embed_dim: int, weights: str, trainable_layers: int | str, context_length: int) -> TextEncoder:
+def pretrained_text_encoder(settings: PretrainedText, embed_dim: int) -> TextEncoder:
+    """Load a transformers text model and freeze all but its last layers.
+
+    Raises:
+        ConfigError: more layers or positions than the model has.
+        ModelError: weights or a tokenizer that are missing, broken or of another kind.
+    """
+    weights, context_length = settings.weights, settings.context_length
     path = Path(weights)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     if not path.exists() and path.parent != Path() and len(path.parts) != 2:
-        raise InputError(f"text.weights={weights} does not exist")
+        raise ModelError(f"text.weights={weights} does not exist")
     try:
         # A path is read from disk, `owner/name` from the hub; remote code is never run, pickles are never read.
         body, loading = AutoModel.from_pretrained(
@@ -151,28 +194,35 @@ def _pretrained(embed_dim: int, weights: str, trainable_layers: int | str, conte
     except Exception as error:
         # transformers, safetensors and the hub client each have their own types for a broken or missing model.
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"text.weights={weights} is no transformers text model: {reason}") from error
+        raise ModelError(f"text.weights={weights} is no transformers text model: {reason}") from error
     lacking = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if lacking:
-        raise InputError(f"text.weights={weights} lacks {', '.join(lacking[:3])} ({len(lacking)} tensors)")
+        raise ModelError(f"text.weights={weights} lacks {', '.join(lacking[:3])} ({len(lacking)} tensors)")
     if not isinstance(getattr(body.config, "hidden_size", None), int):
-        raise InputError(f"text.weights={weights} is a {body.config.model_type} model, not a text encoder")
+        raise ModelError(f"text.weights={weights} is a {body.config.model_type} model, not a text encoder")
     limit = _positions(body, default=context_length)
     if context_length > limit:
-        raise InputError(f"text.context_length={context_length} is more than the {limit} positions of {weights}")
+        raise ConfigError(f"text.context_length={context_length} is more than the {limit} positions of {weights}")
     encoder = TextEncoder(body, directory_tokenizer(path), "mean", embed_dim, context_length)
-    _freeze_all_but_last(body, trainable_layers)
+    _freeze_all_but_last(body, settings.trainable_layers)
     return encoder
 
 
+def _span_sums(tokens: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    """Sum the normalised tokens (B, L, D) of one range in each row: (B, D)."""
+    length = tokens.shape[1]
+    index = [(row * length + i, row) for row, (start, end) in enumerate(ranges) for i in range(start, end)]
+    token, owner = torch.tensor(index, device=tokens.device).unbind(1)
+    return token_sums(tokens.flatten(0, 1), token, owner, len(ranges))
+
+
 def _attention_for(device: torch.device) -> AbstractContextManager[None]:
-    """Plain products for attention on a CPU: its fused kernel takes a third of a step for the gradients of captions."""
+    """Select plain matrix products for attention on a CPU, whose fused kernel is slow at gradients of captions."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _positions(body: Any, default: int) -> int:
-    """Most tokens that the positions serve. RoBERTa and its kin count from the padding index on: fewer than there are
-    rows."""  # fmt: skip
+    """Return the maximum sequence length. RoBERTa counts positions from the padding index on: fewer than rows."""
     rows = int(getattr(body.config, "max_position_embeddings", default))
     table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
     reserved = getattr(table, "padding_idx", None)
@@ -180,7 +230,7 @@ def _positions(body: Any, default: int) -> int:
 
 
 def _freeze_all_but_last(body: nn.Module, trainable_layers: int | str) -> None:
-    """Freeze all of `body` but its last layers (and, for `all`, nothing but parts that the output never uses)."""
+    """Freeze all of a model but its last layers; for `all`, only what the output never uses."""
     pooler = getattr(body, "pooler", None)
     if isinstance(pooler, nn.Module):
         pooler.requires_grad_(False)  # not on the path to any loss: DDP would wait for its gradient
@@ -188,14 +238,14 @@ def _freeze_all_but_last(body: nn.Module, trainable_layers: int | str) -> None:
         return
     layers = max((m for m in body.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
     if not isinstance(trainable_layers, int) or not 0 <= trainable_layers <= len(layers):
-        raise InputError(f"text.trainable_layers={trainable_layers} must be all or 0 to {len(layers)}")
+        raise ConfigError(f"text.trainable_layers={trainable_layers} must be all or 0 to {len(layers)}")
     body.requires_grad_(False)
     for layer in list(layers)[len(layers) - trainable_layers :]:
         layer.requires_grad_(True)
 
 
 def _without_kernel(config: Any) -> Any:
-    """Leave the choice of attention to transformers: the name of another one may be code to fetch from the hub."""
+    """Reset the attention to transformers' choice: another name may be code to fetch from the hub."""
     config._attn_implementation = None
     return config
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Curve", "chart", "curves_from_csv"]
-
 
 @dataclass(frozen=True)
 class Curve:

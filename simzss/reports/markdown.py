@@ -8,19 +8,7 @@ from pathlib import Path
 
 from simzss.reports.published import published_notes, published_sources, published_table
 from simzss.reports.report import Report
-from simzss.reports.tables import (
-    Protocol,
-    Results,
-    Table,
-    classification_table,
-    compared,
-    masks_table,
-    protocols,
-    results_table,
-    retrieval_table,
-)
-
-__all__ = ["escaped", "markdown_table", "write_markdown"]
+from simzss.reports.tables import Protocol, Table, protocols
 
 _LISTED = 8  # phrases of a list, such as prompt templates; results.json has them all
 
@@ -32,24 +20,17 @@ def write_markdown(path: Path, report: Report) -> None:
         path: file to write; missing parent directories are created, an existing file is replaced.
         report: the content, as for `write_report`.
     """
-    shown = compared(report.results, report.baselines)
     parts = [f"# {escaped(report.title)}"]
     if report.summary:
         parts.append("\n".join(f"- {escaped(label)}: {escaped(value)}" for label, value in report.summary))
-    scores = results_table(report.results, report.baselines)
-    for heading, table in (
-        ("Scores", scores),
-        ("Classes trained with masks", masks_table(shown)),
-        ("Retrieval", retrieval_table(shown)),
-        ("Classification", classification_table(shown)),
-    ):
+    tables = [("Scores", report.scores), *report.tasks]
+    for heading, table in tables:
         if table:
             parts += [f"## {heading}", markdown_table(table)]
-    against = [(name, report.baselines[name]) for name in shown if name in report.baselines]
-    if scores and against:
-        pairs = "; ".join(f"{escaped(name)} against {escaped(baseline)}" for name, baseline in against)
+    if report.scores and report.against:
+        pairs = "; ".join(f"{escaped(name)} against {escaped(baseline)}" for name, baseline in report.against)
         parts.append(f"Baselines: {pairs}.")
-    parts += _published(shown, report)
+    parts += _published(report)
     found = protocols(report.results)
     if found:
         parts += ["## Protocol", *(_protocol(protocol) for protocol in found)]
@@ -60,7 +41,7 @@ def write_markdown(path: Path, report: Report) -> None:
 
 
 def markdown_table(table: Table) -> str:
-    """The table in pipes, names to the left and numbers to the right."""
+    """Format a table in pipes, names to the left and numbers to the right."""
     width = len(table.columns)
     lines = [_row(table.columns), f"| --- |{' ---: |' * (width - 1)}"]
     lines += [_row([*row, *[""] * (width - len(row))]) for row in table.rows]
@@ -68,7 +49,7 @@ def markdown_table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text on one line that Markdown shows as it is: what would start markup, HTML or a table cell is escaped."""
+    """Escape text on one line: Markdown then shows what would start markup, HTML or a table cell."""
     line = " ".join(str(text).split())
     line = re.sub(r"([\\`*\[<|~])", r"\\\1", line)
     # An underscore inside a word, as in coco_object, is no markup; a reference such as &lt; needs its ampersand.
@@ -83,7 +64,8 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(escaped(cell) for cell in cells) + " |"
 
 
-def _published(shown: Results, report: Report) -> list[str]:
+def _published(report: Report) -> list[str]:
+    shown = report.shown
     table = published_table(shown, report.published)
     if table is None:
         return []

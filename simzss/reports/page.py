@@ -11,8 +11,6 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-__all__ = ["write_page"]
-
 
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Fill a template of this package and write the page.

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, StrictBool
 
-from simzss.errors import InputError, nearest
+from simzss.errors import ConfigError, DataError
 from simzss.reports.tables import DASH, Results, Table, finite, kind, measured, percent
-
-__all__ = ["Published", "load_published", "published_notes", "published_sources", "published_table"]
+from simzss.settings.base import Settings
 
 _FILE = Path(__file__).with_name("published.yaml")
 
 
-@dataclass(frozen=True)
-class Published:
-    """One system in one setting.
-
-    Attributes:
-        system: its name.
-        setting: what it was trained on.
-        verified: whether someone has looked the figures up in the source.
-        source: where they come from, one line.
-        miou: benchmark to mIoU in per cent.
-    """
+class Published(Settings):
+    """One system in one setting."""
 
     system: str
+    """its name"""
     setting: str
-    verified: bool
+    """data that it was trained on"""
+    verified: StrictBool
+    """the figures have been looked up in the source"""
     source: str
-    miou: dict[str, float]
+    """paper and table, one line"""
+    miou: dict[str, Annotated[float, Field(ge=0, le=100)]]
+    """benchmark to mIoU in per cent"""
 
     @property
     def word(self) -> str:
-        """`verified` or `unverified`."""
+        """Return `verified` or `unverified`."""
         return "verified" if self.verified else "unverified"
 
 
@@ -45,37 +40,25 @@ def load_published(path: Path = _FILE) -> tuple[Published, ...]:
     """Read a file of published figures, by default the one that comes with the package.
 
     Raises:
-        InputError: unreadable, or an entry with a wrong or missing key or value.
+        DataError: unreadable, or an entry with a wrong or missing key or value.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, list):
-        raise InputError(f"{path}: expected a list of systems")
-    return tuple(_entry(f"{path}, entry {number}", entry) for number, entry in enumerate(content, start=1))
-
-
-def _entry(where: str, entry: Any) -> Published:
-    known = [field.name for field in fields(Published)]
-    if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected a mapping with the keys {', '.join(known)}")
-    for key in entry:
-        if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}; {nearest(str(key), known)}")
-    for key, wanted in (("system", str), ("setting", str), ("verified", bool), ("source", str), ("miou", dict)):
-        if not isinstance(entry.get(key), wanted):
-            raise InputError(f"{where}: {key} is {entry.get(key)!r}, expected {wanted.__name__}")
-    for benchmark, value in entry["miou"].items():
-        score = finite(value)
-        if score is None or not 0 <= score <= 100:
-            raise InputError(f"{where}: miou.{benchmark} is {value!r}, expected per cent")
-    miou = {str(benchmark): float(value) for benchmark, value in entry["miou"].items()}
-    return Published(entry["system"], entry["setting"], entry["verified"], entry["source"], miou)
+        raise DataError(f"{path}: expected a list of systems")
+    found = []
+    for number, entry in enumerate(content, start=1):
+        try:
+            found.append(Published.of(entry))
+        except ConfigError as error:
+            raise DataError(f"{path}, entry {number}: {error}") from error
+    return tuple(found)
 
 
 def published_table(results: Results, published: Sequence[Published]) -> Table | None:
-    """This run beside the published systems, one row per benchmark that both have; None without such a row.
+    """Lay out this run beside the published systems, one row per benchmark that both have; None without such a row.
 
     The number of measured images stands in every row, with the words "not comparable" where it is less than the
     official set's.
@@ -101,7 +84,7 @@ def published_table(results: Results, published: Sequence[Published]) -> Table |
 
 
 def published_notes(results: Results, published: Sequence[Published]) -> list[str]:
-    """Sentences on which rows of the table may not be compared."""
+    """Return sentences on rows of the table that may not be compared."""
     notes = []
     for name, result in _shared(results, published).items():
         if _is_partial(result):
@@ -118,13 +101,13 @@ def published_notes(results: Results, published: Sequence[Published]) -> list[st
 
 
 def published_sources(results: Results, published: Sequence[Published]) -> list[str]:
-    """One line on each system of the table: where its figures come from and whether they are verified."""
+    """Return one line on each system of the table: the source of its figures, verified or not."""
     systems = _systems(_shared(results, published), published)
     return [f"{entry.system}, {entry.setting} ({entry.word}): {entry.source}" for entry in systems]
 
 
 def _shared(results: Results, published: Sequence[Published]) -> dict[str, Mapping[str, Any]]:
-    """Segmentation results with a score, of benchmarks for which there is a published figure."""
+    """Return segmentation results with a score, of benchmarks for which there is a published figure."""
     known = {benchmark for entry in published for benchmark in entry.miou}
     return {
         name: result

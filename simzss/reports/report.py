@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from simzss.evaluation.confusion import Confusion, confusion_pairs
-from simzss.reports.charts import Curve, chart, curves_from_csv
+from simzss.reports.charts import Curve, chart
 from simzss.reports.page import write_page
 from simzss.reports.published import Published, published_notes, published_sources, published_table
 from simzss.reports.tables import (
+    Table,
     classification_table,
     compared,
     finite,
@@ -26,8 +26,6 @@ from simzss.reports.tables import (
     results_table,
     retrieval_table,
 )
-
-__all__ = ["Confusion", "Curve", "Overlay", "Published", "Report", "curves_from_csv", "write_report"]
 
 _TEMPLATE = "report.html.j2"
 _MAX_PICTURE_WIDTH = 1600  # px: enough for three photos side by side, keeps a page with many overlays mailable
@@ -54,26 +52,19 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page.
+    """Content of the page and of the Markdown file.
 
     Attributes:
         title: heading of the page.
         summary: key facts (label, value) in reading order.
-        results: as in results.json, result name to one of
-            segmentation: {"mIoU", "aAcc": per cent or None, "per_class": class name to IoU in per cent or None where
-            the class does not occur, "images": count, "protocol": nested settings}, where known with "official_images"
-            (count) and "engineered" (such a mapping again, for engineered class names);
-            {"kind": "retrieval", "image_to_text", "text_to_image": {"R@1", "R@5", "R@10"} in per cent, "images",
-            "captions"};
-            {"kind": "classification", "top1", "top5": per cent, "images"};
-            {"missing": why it was not measured}.
+        results: as in results.json, result name to an entry of `simzss.evaluation.results`, or to {"missing": why it
+            was not measured}.
         baselines: result name to the name of the result that it is compared with.
         curves: charts of the training.
         overlays: pictures, shown grouped by benchmark.
         notes: remarks, one paragraph each.
         published: figures of other systems to compare with; those that share no benchmark are not shown.
-        confusions: heading, such as the result name, to a confusion matrix.
-        confusion_count: how many of a matrix's largest confusions are listed.
+        confusions: heading, such as the result name, to sentences on its largest confusions.
         worst: pictures that came out worst, shown grouped by benchmark.
         best: pictures that came out best, shown grouped by benchmark.
     """
@@ -86,10 +77,34 @@ class Report:
     overlays: list[Overlay] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     published: Sequence[Published] = ()
-    confusions: dict[str, Confusion] = field(default_factory=dict)
-    confusion_count: int = 10
+    confusions: dict[str, list[str]] = field(default_factory=dict)
     worst: list[Overlay] = field(default_factory=list)
     best: list[Overlay] = field(default_factory=list)
+
+    @property
+    def shown(self) -> dict[str, Mapping[str, Any]]:
+        """Return the results that stand for themselves."""
+        return compared(self.results, self.baselines)
+
+    @property
+    def scores(self) -> Table | None:
+        """Return the table of segmentation scores."""
+        return results_table(self.results, self.baselines)
+
+    @property
+    def against(self) -> list[tuple[str, str]]:
+        """Return the results that have a baseline, with its name."""
+        return [(name, self.baselines[name]) for name in self.shown if name in self.baselines]
+
+    @property
+    def tasks(self) -> list[tuple[str, Table]]:
+        """Return the tables of other tasks with their headings."""
+        tables = {
+            "Classes trained with masks": masks_table(self.shown),
+            "Retrieval": retrieval_table(self.shown),
+            "Classification": classification_table(self.shown),
+        }
+        return [(heading, table) for heading, table in tables.items() if table]
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -103,41 +118,28 @@ def write_report(path: Path, report: Report) -> None:
         report: the content.
 
     Raises:
-        ValueError: if a curve's x and y lists differ in length, or a confusion matrix and its names.
+        ValueError: if a curve's x and y lists differ in length.
     """
-    shown = compared(report.results, report.baselines)
-    pairs = {name: confusion_pairs(item, report.confusion_count) for name, item in report.confusions.items()}
+    pictures = (
+        ("worst", "Worst pictures", report.worst),
+        ("best", "Best pictures", report.best),
+        ("pictures", "Pictures", report.overlays),
+    )
     write_page(
         path,
         _TEMPLATE,
         title=report.title,
         summary=report.summary,
-        scores=results_table(report.results, report.baselines),
-        against=[(name, report.baselines[name]) for name in shown if name in report.baselines],
-        tasks=[
-            (heading, table)
-            for heading, table in (
-                ("Classes trained with masks", masks_table(shown)),
-                ("Retrieval", retrieval_table(shown)),
-                ("Classification", classification_table(shown)),
-            )
-            if table
-        ],
-        published=published_table(shown, report.published),
-        published_notes=published_notes(shown, report.published),
-        published_sources=published_sources(shown, report.published),
-        classes=[section for name in shown if (section := _class_section(name, report))],
-        confusions={name: sentences for name, sentences in pairs.items() if sentences},
+        scores=report.scores,
+        against=report.against,
+        tasks=report.tasks,
+        published=published_table(report.shown, report.published),
+        published_notes=published_notes(report.shown, report.published),
+        published_sources=published_sources(report.shown, report.published),
+        classes=[section for name in report.shown if (section := _class_section(name, report))],
+        confusions={name: sentences for name, sentences in report.confusions.items() if sentences},
         charts=[drawn for curve in report.curves if (drawn := chart(curve))],
-        galleries=[
-            (anchor, heading, _overlay_groups(overlays))
-            for anchor, heading, overlays in (
-                ("worst", "Worst pictures", report.worst),
-                ("best", "Best pictures", report.best),
-                ("pictures", "Pictures", report.overlays),
-            )
-            if overlays
-        ],
+        galleries=[(anchor, heading, _overlay_groups(overlays)) for anchor, heading, overlays in pictures if overlays],
         protocols=protocols(report.results),
         notes=report.notes,
     )

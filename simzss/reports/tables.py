@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-__all__ = [
-    "DASH",
-    "Protocol",
-    "Table",
-    "classification_table",
-    "compared",
-    "finite",
-    "kind",
-    "masks_table",
-    "measured",
-    "percent",
-    "protocols",
-    "results_table",
-    "retrieval_table",
-]
 
 DASH = "–"
 _RANKS = ("R@1", "R@5", "R@10")
@@ -62,59 +46,59 @@ class Protocol:
 
 
 def results_table(results: Results, baselines: Mapping[str, str]) -> Table | None:
-    """Segmentation scores, one row per result, those that could not be measured with their reason.
+    """Lay out segmentation scores, one row per result; None without a row.
 
     Columns for engineered class names, baselines and the size of the official set appear where any result has them. A
-    result that serves only as a baseline has no row of its own. None without a row.
+    result that serves only as a baseline has no row of its own.
     """
-    shown = {name: result for name, result in compared(results, baselines).items() if kind(result) == "segmentation"}
-    if not shown:
-        return None
-    engineered = any(result.get("engineered") for result in shown.values())
-    against = any(name in baselines for name in shown)
-    official = any(result.get("official_images") is not None for result in shown.values())
+    found = compared(results, baselines)
+    shown = [result for result in found.values() if kind(result) == "segmentation"]
+    engineered = any(result.get("engineered") for result in shown)
+    against = any(name in baselines for name, result in found.items() if kind(result) == "segmentation")
+    official = any(result.get("official_images") is not None for result in shown)
     columns = ["Benchmark", *(("mIoU,\nplain names", "mIoU,\nengineered names") if engineered else ("mIoU",))]
     columns += ["Baseline\nmIoU", "Factor"] if against else []
     columns += ["Pixel\naccuracy", "Images\nmeasured" if official else "Images"]
-    rows: list[tuple[str, ...]] = []
-    for name, result in shown.items():
-        if "missing" in result:
-            rows.append(_missing_row(name, result))
-            continue
+
+    def cells(name: str, result: Mapping[str, Any]) -> list[str]:
         score = finite(result.get("mIoU"))
-        cells = [name, percent(score)]
+        row = [percent(score)]
         if engineered:
-            cells.append(percent(finite((result.get("engineered") or {}).get("mIoU"))))
+            row.append(percent(finite((result.get("engineered") or {}).get("mIoU"))))
         if against:
             base = finite(results.get(baselines.get(name, ""), {}).get("mIoU"))
-            cells += [percent(base), _factor(score, base)]
-        rows.append((*cells, percent(finite(result.get("aAcc"))), measured(result)))
-    return Table(tuple(columns), tuple(rows), emphasis=(1, 2) if engineered else (1,))
+            row += [percent(base), _factor(score, base)]
+        return [*row, percent(finite(result.get("aAcc"))), measured(result)]
+
+    return _table(found, "segmentation", columns, cells, (1, 2) if engineered else (1,))
 
 
 def retrieval_table(results: Results) -> Table | None:
-    """Recall at 1, 5 and 10 in both directions; None without such a result."""
-    rows: list[tuple[str, ...]] = []
-    for name, result in results.items():
-        if kind(result) != "retrieval":
-            continue
-        if "missing" in result:
-            rows.append(_missing_row(name, result))
-            continue
+    """Lay out recall at 1, 5 and 10 in both directions; None without such a result."""
+
+    def cells(name: str, result: Mapping[str, Any]) -> list[str]:
         recalls = [
             percent(finite((result.get(direction) or {}).get(rank)))
             for direction in ("image_to_text", "text_to_image")
             for rank in _RANKS
         ]
-        rows.append((name, *recalls, measured(result), _count(result.get("captions"))))
-    if not rows:
-        return None
-    columns = (f"{direction}\n{rank}" for direction in ("Image to text", "Text to image") for rank in _RANKS)
-    return Table(("Data set", *columns, "Images", "Captions"), tuple(rows), emphasis=(1, 4))
+        return [*recalls, measured(result), _count(result.get("captions"))]
+
+    columns = [f"{direction}\n{rank}" for direction in ("Image to text", "Text to image") for rank in _RANKS]
+    return _table(results, "retrieval", ["Data set", *columns, "Images", "Captions"], cells, (1, 4))
+
+
+def classification_table(results: Results) -> Table | None:
+    """Lay out top-1 and top-5 accuracy; None without such a result."""
+
+    def cells(name: str, result: Mapping[str, Any]) -> list[str]:
+        return [*(percent(finite(result.get(key))) for key in ("top1", "top5")), measured(result)]
+
+    return _table(results, "classification", ["Data set", "Top 1", "Top 5", "Images"], cells, (1,))
 
 
 def masks_table(results: Results) -> Table | None:
-    """Classes that a head was trained on with masks apart from others; None without such a result."""
+    """Lay out classes that a mask head was trained on apart from others; None without such a result."""
     rows = [
         (name, *(percent(finite(apart.get(key))) for key in ("seen", "unseen", "harmonic")))
         for name, result in results.items()
@@ -124,27 +108,29 @@ def masks_table(results: Results) -> Table | None:
     return Table(columns, tuple(rows), emphasis=(3,)) if rows else None
 
 
-def classification_table(results: Results) -> Table | None:
-    """Top-1 and top-5 accuracy; None without such a result."""
-    rows: list[tuple[str, ...]] = []
-    for name, result in results.items():
-        if kind(result) != "classification":
-            continue
-        if "missing" in result:
-            rows.append(_missing_row(name, result))
-            continue
-        scores = (percent(finite(result.get(key))) for key in ("top1", "top5"))
-        rows.append((name, *scores, measured(result)))
-    return Table(("Data set", "Top 1", "Top 5", "Images"), tuple(rows), emphasis=(1,)) if rows else None
+def _table(
+    results: Results,
+    task: str,
+    columns: Sequence[str],
+    cells: Callable[[str, Mapping[str, Any]], Sequence[str]],
+    emphasis: tuple[int, ...],
+) -> Table | None:
+    """Lay out the results of a task, those that could not be measured with their reason; None without any."""
+    rows = [
+        (name, f"not measured: {result['missing']}") if "missing" in result else (name, *cells(name, result))
+        for name, result in results.items()
+        if kind(result) == task
+    ]
+    return Table(tuple(columns), tuple(rows), emphasis) if rows else None
 
 
 def compared(results: Results, baselines: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
-    """The results that stand for themselves: all but those that only serve as a baseline."""
+    """Return the results that stand for themselves: all but those that only serve as a baseline."""
     return {name: result for name, result in results.items() if name not in baselines.values() or name in baselines}
 
 
 def kind(result: Mapping[str, Any]) -> str:
-    """What was measured: `segmentation` unless the result says otherwise."""
+    """Return the task of a result: `segmentation` unless it says otherwise."""
     return str(result.get("kind", "segmentation"))
 
 
@@ -159,12 +145,12 @@ def finite(value: Any) -> float | None:
 
 
 def percent(value: float | None) -> str:
-    """Per cent with one digit, or a dash."""
+    """Format per cent with one digit, or a dash."""
     return DASH if value is None else f"{value:.1f}"
 
 
 def measured(result: Mapping[str, Any]) -> str:
-    """Number of images, of how many in the official set where that is known, and how many were skipped if any were."""
+    """Format the number of images, that of the official set where known, and the number of skipped ones if any."""
     official, skipped = result.get("official_images"), result.get("skipped")
     text = _count(result.get("images"))
     if official is not None:
@@ -174,10 +160,6 @@ def measured(result: Mapping[str, Any]) -> str:
 
 def _count(value: Any) -> str:
     return DASH if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _missing_row(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
-    return name, f"not measured: {result['missing']}"
 
 
 def _factor(score: float | None, base: float | None) -> str:
@@ -190,7 +172,7 @@ def _factor(score: float | None, base: float | None) -> str:
 
 
 def protocols(results: Results) -> list[Protocol]:
-    """The protocols as flat rows; results under the very same protocol share one entry."""
+    """Flatten the protocols to rows; results under the very same protocol share one entry."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, result in results.items():
         engineered = result.get("engineered") or {}

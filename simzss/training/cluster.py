@@ -1,13 +1,12 @@
-"""How the processes of a run are started, meet and end, on one machine or on the nodes of a cluster.
+"""Start, joining and end of the processes of a run, on one machine or on the nodes of a cluster.
 
-conf/cluster/README.md is the page about it. In the order of a run: `started_by` finds torchrun or Slurm,
-`choose_strategy` what binds the processes, `meet` lets them find each other, `EndBySigterm` ends them.
+In the order of a run: `started_by` finds torchrun or Slurm, `choose_strategy` what binds the processes,
+`init_process_group` joins them, `EndBySigterm` ends them. See docs/cluster.md.
 """
 
 import os
 import signal
 import threading
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -21,18 +20,19 @@ from lightning_fabric.plugins.environments import (
 from pytorch_lightning.strategies import DDPStrategy
 
 from simzss.distributed import first_line
-from simzss.errors import InputError
+from simzss.errors import ConfigError
+from simzss.training.settings import TrainerSettings
 
 
 def started_by() -> ClusterEnvironment | None:
-    """Lightning's side of what started this process: torchrun (also within Slurm), Slurm, or None for the user alone.
+    """Return Lightning's environment of torchrun (also within Slurm) or Slurm; None: started by the user alone.
 
     Slurm comes without Lightning's own way of requeueing. That saves a checkpoint wherever SIGUSR1 meets each process,
     in the middle of a step and of a collective, and what goes on in the middle of an epoch is not the run that was
     interrupted. conf/cluster/train.sbatch requeues.
 
     Raises:
-        InputError: one of the tasks of a Slurm job, not started by srun: it would wait for the others.
+        ConfigError: one of several tasks of a Slurm job, not started by srun: it would wait for the others.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
@@ -40,31 +40,31 @@ def started_by() -> ClusterEnvironment | None:
         return None
     tasks = int(os.environ["SLURM_NTASKS"])
     if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
-        raise InputError(f"trainer: this Slurm job has {tasks} tasks, which srun starts together: srun simzss train …")
+        raise ConfigError(f"trainer: this Slurm job has {tasks} tasks, which srun starts together: srun simzss train …")
     return SLURMEnvironment(auto_requeue=False)
 
 
-def choose_strategy(options: Mapping[str, Any], environment: ClusterEnvironment | None) -> DDPStrategy | str:
-    """DDP where there are, or may be, several processes; Lightning's own choice for a single one.
+def choose_strategy(settings: TrainerSettings, environment: ClusterEnvironment | None) -> DDPStrategy | str:
+    """Return DDP if the run is, or may be, distributed, else `auto`.
 
     Args:
-        options: the group `trainer`: its `num_nodes`, `devices`, and `timeout` of a collective in seconds.
-        environment: what `started_by` found.
+        settings: number of nodes and devices, timeout of a collective.
+        environment: of `started_by`.
     """
-    alone = options["num_nodes"] == 1 and options["devices"] in (1, "auto") and torch.cuda.device_count() < 2
+    alone = settings.num_nodes == 1 and settings.devices in (1, "auto") and torch.cuda.device_count() < 2
     if alone and (environment is None or environment.world_size() == 1):
         return "auto"
-    return DDPStrategy(timeout=timedelta(seconds=options["timeout"]))
+    return DDPStrategy(timeout=timedelta(seconds=settings.timeout))
 
 
-def meet(trainer: pl.Trainer) -> None:
-    """Let the processes that torchrun or Slurm started find each other now, not after each has loaded everything.
+def init_process_group(trainer: pl.Trainer) -> None:
+    """Join the processes that torchrun or Slurm started now, not after each has loaded everything.
 
-    So that what is wrong on one machine is known to all. Processes that Lightning itself starts on one machine are not
+    What is wrong on one machine is then known to all. Processes that Lightning itself starts on one machine are not
     there yet; Lightning ends them together.
 
     Raises:
-        InputError: another number of processes than configured, or they do not find each other in time.
+        ConfigError: another number of processes than configured, or they do not find each other in time.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if not isinstance(environment, TorchElasticEnvironment | SLURMEnvironment):
@@ -73,16 +73,16 @@ def meet(trainer: pl.Trainer) -> None:
         environment.validate_settings(trainer.num_devices, trainer.num_nodes)
         trainer.strategy.setup_environment()
     except ValueError as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     except RuntimeError as error:  # of which the errors of torch.distributed are
         place = f"{environment.main_address}:{environment.main_port}"
-        raise InputError(
+        raise ConfigError(
             f"trainer: {trainer.world_size} processes did not meet at {place}: {first_line(error)}"
         ) from error
 
 
 class EndBySigterm(pl.Callback):
-    """Ends the process at once when it is asked to, as Slurm does at the time limit; the last checkpoint is whole.
+    """Ends the process at once on SIGTERM, as Slurm sends it at the time limit; the last checkpoint is intact.
 
     Lightning would let the processes agree on it from within the handler of the signal, where each may be in another
     collective: they hang. Alone it ends well, with an exit code that says so of the training too.

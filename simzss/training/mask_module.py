@@ -1,61 +1,51 @@
-"""The LightningModule of a head that learns from masks: one step, in the words of the paper. No formula lives here."""
+"""The LightningModule of a mask head: one step, in the words of the paper. No formula lives here."""
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from simzss.data.benchmark import IGNORE
+from simzss.data.settings import Background
 from simzss.distributed import rank, total, world_size
-from simzss.losses.mask import (
-    MaskLossConfig,
-    assignment_cost,
-    class_loss,
-    labels_at,
-    look_up,
-    mask_losses,
-    objects_of,
-    uncertain_points,
-)
-from simzss.losses.matcher import match
-from simzss.models.mask_head.cost import measure_cost
-from simzss.models.mask_head.head import MultiResHead, Round
+from simzss.losses.mask import class_loss, mask_losses, objects_of
+from simzss.losses.matcher import HungarianMatcher
+from simzss.losses.points import point_sample, sample_labels, uncertain_points
+from simzss.losses.settings import MaskLossSettings
+from simzss.models.mask_head.head import DecoderOutput, MaskHead
+from simzss.models.settings import TextPooling
 from simzss.models.simzss import SimZSS
-from simzss.segmentation.background import Background
 from simzss.segmentation.classifier import build_classifier
-from simzss.segmentation.protocol import Protocol
-from simzss.training.data.masks import MaskBatch, MaskData
-from simzss.training.learner import Learner
-from simzss.training.optim import OptimConfig
+from simzss.segmentation.settings import Protocol
+from simzss.training.base import BaseModule
+from simzss.training.data.masks import MaskBatch, MaskDataModule
+from simzss.training.settings import OptimSettings
+from simzss.training.step_cost import measure_step
 
 log = logging.getLogger(__name__)
 
 
-class MaskModule(Learner):
-    """Trains the head `model.multires`; everything else is frozen.
+class MaskModule(BaseModule):
+    """Trains the head `model.mask_head`; everything else is frozen.
 
     Args:
         model: with a head.
-        class_groups: names of the K classes that the labels mean.
+        class_groups: names of the K classes of the labels.
         loss: weights and numbers of points.
         optim: optimiser and schedule.
-        protocol: whose templates and merging of names make the words of the classes.
-        readout: how names are read out of the text encoder.
-        seed: see `Learner`.
+        protocol: its templates and temperature make the text vectors of the classes.
+        seed: see `BaseModule`.
     """
 
     def __init__(
         self,
         model: SimZSS,
         class_groups: Sequence[Sequence[str]],
-        loss: MaskLossConfig,
-        optim: OptimConfig,
+        loss: MaskLossSettings,
+        optim: OptimSettings,
         protocol: Protocol,
-        readout: str,
         seed: int,
     ) -> None:
         super().__init__(model, optim, seed)
@@ -63,13 +53,13 @@ class MaskModule(Learner):
         self.head.requires_grad_(True)
         self.class_groups = class_groups
         self.loss = loss
+        self.match = HungarianMatcher(loss, IGNORE)
         self.protocol = protocol
-        self._readout = readout
-        self.words: Tensor | None = None
-        self.empty = torch.tensor(0)  # crops so far that showed none of the classes, on the device
+        self.class_vectors: Tensor | None = None
+        self.background_crops = torch.tensor(0)  # so far, on the device
 
     def training_step(self, batch: MaskBatch, batch_idx: int) -> Tensor:
-        """One step on this rank's B crops with their labels."""
+        """Compute the loss of this rank's B crops."""
         parts = self.losses(batch)
         loss = torch.stack(list(parts.values())).sum()
         self._log(loss, parts, batch)
@@ -77,137 +67,116 @@ class MaskModule(Learner):
         return loss
 
     def losses(self, batch: MaskBatch) -> dict[str, Tensor]:
-        """Weighted parts of the loss, each over all rounds of the queries."""
+        """Compute the weighted parts of the loss, each summed over all decoder layers."""
         # What is to be found ...
         labels = batch.labels.long()
         objects = objects_of(labels, IGNORE, len(self.class_groups))
 
         # ... the whole image and its windows, in one forward of the frozen backbone ...
-        levels = self.head.look(self.model.backbone, self.model.feature_norm.patches, batch.images)
+        levels = self.head.encode(self.model.backbone, self.model.feature_norm.patches, batch.images)
 
-        # ... what the queries say of them, before the first round and after each ...
-        rounds = self.head(levels)
+        # ... what the queries predict, before the first decoder layer and after each ...
+        outputs = self.head(levels)
 
-        # ... and how far it is from what is there: deep supervision of every round.
+        # ... and how far it is from what is there: deep supervision of every layer.
         with torch.autocast(self.device.type, enabled=False):
-            assert self.words is not None
-            logits = [self.head.class_logits(said.vectors, self.words) for said in rounds]  # (B, Q, K + 1) each
-            pairs = self._assignments(rounds, logits, labels, objects)
+            assert self.class_vectors is not None
+            logits = [self.head.class_logits(output.embeddings, self.class_vectors) for output in outputs]
+            pairs = self.match(logits, [output.masks for output in outputs], labels, objects)
             counted = (labels != IGNORE).flatten(1).any(dim=1)
-            found = [self._round_losses(*each, labels, counted) for each in zip(rounds, logits, pairs, strict=True)]
-        return {name: torch.stack([part[name] for part in found]).sum() for name in found[0]}
+            layers = [self._layer_losses(*layer, labels, counted) for layer in zip(outputs, logits, pairs, strict=True)]
+        return {name: torch.stack([layer[name] for layer in layers]).sum() for name in layers[0]}
 
-    def _round_losses(
-        self, said: Round, logits: Tensor, pairs: Tensor, labels: Tensor, counted: Tensor
+    def _layer_losses(
+        self, output: DecoderOutput, logits: Tensor, pairs: Tensor, labels: Tensor, counted: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of one round.
+        """Compute the losses of one decoder layer.
 
         Args:
-            said: by the queries.
-            logits: (B, Q, K + 1) of their classes.
-            pairs: (3, N), for each object that a query explains image, query and class.
+            output: of the layer.
+            logits: (B, Q, K + 1) of the classes.
+            pairs: (3, N) images, queries and classes of the matched pairs.
             labels: (B, S, S).
             counted: (B) bool, images of which any pixel counts.
         """
         images, queries, classes = pairs
 
-        # Each query is told the class of its object, or that it has none.
-        none = torch.full(logits.shape[:2], logits.shape[2] - 1, device=labels.device)
-        named = class_loss(logits, none.index_put((images, queries), classes), counted, self.loss.no_object)
+        # Each query is taught the class of its object, or that it has none.
+        no_object = torch.full(logits.shape[:2], logits.shape[2] - 1, device=labels.device)
+        targets = no_object.index_put((images, queries), classes)
+        named = class_loss(logits, targets, counted, self.loss.eos_coef)
 
-        # Masks that have an object are compared with it, mostly where they are uncertain.
-        masks = said.masks[images, queries]  # (N, H, W)
+        # Matched masks are compared with their objects, mostly where they are uncertain.
+        masks = output.masks[images, queries]  # (N, H, W)
         points = uncertain_points(masks.detach(), self.loss)  # (N, P, 2)
-        at = labels_at(labels, images, points)  # (N, P)
-        bce, dice = mask_losses(look_up(masks, points), at == classes[:, None], at != IGNORE)
-        weights = self.loss
+        sampled = sample_labels(labels, images, points)  # (N, P)
+        bce, dice = mask_losses(point_sample(masks, points), sampled == classes[:, None], sampled != IGNORE)
         return {
-            "class": weights.class_weight * named,
-            "bce": weights.bce_weight * bce,
-            "dice": weights.dice_weight * dice,
+            "class": self.loss.class_weight * named,
+            "bce": self.loss.bce_weight * bce,
+            "dice": self.loss.dice_weight * dice,
         }
 
-    @torch.no_grad()
-    def _assignments(
-        self, rounds: Sequence[Round], logits: Sequence[Tensor], labels: Tensor, objects: Sequence[Tensor]
-    ) -> Tensor:
-        """Which queries explain which objects, in each round: (R, 3, N) of images, queries and classes."""
-        classes = pad_sequence(list(objects), batch_first=True).to(labels.device)  # (B, M)
-        every = torch.arange(len(labels), device=labels.device)
-        costs = []
-        for said, own in zip(rounds, logits, strict=True):
-            points = torch.rand(len(labels), self.loss.points, 2, device=labels.device)
-            at = labels_at(labels, every, points)  # (B, P)
-            inside = at[:, None] == classes[:, :, None]  # (B, M, P)
-            masks = look_up(said.masks, points)  # (B, Q, P)
-            costs.append(assignment_cost(own, masks, classes, inside, at != IGNORE, self.loss))
-        waited = torch.stack(costs).cpu()  # (R, B, Q, M): the device is waited for once for all rounds
-        return torch.stack([_pairs(own, objects) for own in waited]).to(labels.device)
+    @property
+    def head(self) -> MaskHead:
+        """Return what learns."""
+        assert self.model.mask_head is not None
+        return self.model.mask_head
 
     @property
-    def head(self) -> MultiResHead:
-        """What learns."""
-        assert self.model.multires is not None
-        return self.model.multires
+    def text_pooling(self) -> TextPooling:
+        """Return how class names become vectors: as for the model."""
+        return self.model.text_pooling
 
-    @property
-    def readout(self) -> str:
-        """As the model was trained for, or as asked."""
-        return self._readout
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Accept checkpoints of version 0.1, where the head had another name."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name.replace("model.multires.", "model.mask_head."): state[name] for name in state}
+        super().on_load_checkpoint(checkpoint)
 
     def on_fit_start(self) -> None:
-        """Read the names of the classes, and say what training will cost."""
+        """Encode the names of the classes, and log what training will cost."""
         classifier = build_classifier(
             self.model,
             self.class_groups,
             background=Background(),
             template_set=self.protocol.templates,
-            readout=self.readout,
+            text_pooling=self.text_pooling,
             temperature=self.protocol.temperature,
         )
-        self.words = classifier.weights.to(self.device)
+        self.class_vectors = classifier.weights.to(self.device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, MaskData)
-        batch = self.rehearsal_batch(data.local_batch_size, data.size)
-        precision = self.trainer.precision_plugin.forward_context
-        cost = measure_cost(self.model, self.head, lambda: self.rehearse(batch, precision()))
+        assert isinstance(data, MaskDataModule)
+        batch = self.synthetic_batch(data.local_batch_size, data.dataset.size)
+
+        def loss() -> Tensor:
+            with self.trainer.precision_plugin.forward_context():
+                return torch.stack(list(self.losses(batch).values())).sum()
+
+        cost = measure_step(self.model, loss)
         if rank() == 0:
             log.info("%s", cost.summary(len(batch.images) * world_size(), world_size()))
 
-    def rehearsal_batch(self, count: int, size: int) -> MaskBatch:
-        """Noise of the shape of a batch, each image with two classes, or with one where there is only one."""
+    def synthetic_batch(self, count: int, size: int) -> MaskBatch:
+        """Return noise of the shape of a batch, each image with two classes, or with one where there is only one."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
         labels = torch.zeros(count, size, size, dtype=torch.uint8)
         labels[:, size // 2 :] = min(1, len(self.class_groups) - 1)
         return MaskBatch(images.to(self.device), labels.to(self.device))
 
-    def rehearse(self, batch: MaskBatch, precision: AbstractContextManager[Any]) -> Tensor:
-        """The loss of a step outside of a run, in this arithmetic."""
-        with precision:
-            return torch.stack(list(self.losses(batch).values())).sum()
-
     def _log(self, loss: Tensor, parts: dict[str, Tensor], batch: MaskBatch) -> None:
-        size = len(batch.images)
-        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=world_size() > 1)
+        size, several = len(batch.images), world_size() > 1
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=several)
         named = {f"train/loss_{name}": value for name, value in parts.items()}
-        self.log_dict(named, batch_size=size, sync_dist=world_size() > 1)
-        empty = (batch.labels >= len(self.class_groups)).flatten(1).all(dim=1).sum()
-        self.empty = self.empty.to(empty.device) + empty
-        sums = {"sync_dist": world_size() > 1, "reduce_fx": "sum"}
-        self.log("train/empty_crops", empty.float(), batch_size=size, **sums)  # type: ignore[arg-type]
+        self.log_dict(named, batch_size=size, sync_dist=several)
+        background = (batch.labels >= len(self.class_groups)).flatten(1).all(dim=1).sum()
+        self.background_crops = self.background_crops.to(background.device) + background
+        self.log("train/empty_crops", background.float(), batch_size=size, sync_dist=several, reduce_fx="sum")
         self.log_rate(size)
 
     def on_fit_end(self) -> None:
-        """Say how many crops taught nothing but where objects are not."""
-        empty = int(total(self.empty.to(self.device, torch.float)))
-        if empty and rank() == 0:
-            log.info("%d crops showed none of the classes", empty)
-
-
-def _pairs(costs: Tensor, objects: Sequence[Tensor]) -> Tensor:
-    """(3, N) images, queries and classes of the cheapest assignments by costs (B, Q, M)."""
-    found = match([cost[:, : len(own)] for cost, own in zip(costs, objects, strict=True)])
-    images = torch.cat([torch.full_like(queries, row) for row, (queries, _) in enumerate(found)])
-    classes = torch.cat([own[items] for own, (_, items) in zip(objects, found, strict=True)])
-    return torch.stack([images, torch.cat([queries for queries, _ in found]), classes])
+        """Log the number of background-only crops, which teach only where objects are not."""
+        crops = int(total(self.background_crops.to(self.device, torch.float)))
+        if crops and rank() == 0:
+            log.info("%d background-only crops: they showed none of the classes", crops)

@@ -1,13 +1,15 @@
 """`simzss cache` as a program: killed, by two processes, and as the command line tells it."""
 
 import json
+import re
+import resource
 import signal
 import sys
 
 import pytest
 
 from simzss import cli
-from simzss.features.folder import CacheFolder
+from simzss.features.folder import FeatureFolder
 from simzss.features.store import FeatureStore
 from tests.support.caching import cache_arguments, jpeg_shards
 from tests.support.files import contents
@@ -40,8 +42,8 @@ def run(monkeypatch, arguments):
 
 def test_killed_again_and_again_it_ends_as_if_undisturbed(shards, undisturbed, tmp_path):
     output = tmp_path / "cache"
-    folder = CacheFolder(output)
-    moments = [folder.part(0, 1), folder.stamp(0), folder.features(1, 4), folder.part(3, 1)]
+    folder = FeatureFolder(output)
+    moments = [folder.chunk_record(0, 1), folder.record(0), folder.result(1, 4), folder.chunk_record(3, 1)]
     for turn, moment in enumerate(moments):
         arguments = cache_arguments(shards, output, f"data.num_workers={turn % 2}", "batch_size=3")
         (node,) = start(tmp_path / f"kill{turn}", [arguments])
@@ -80,6 +82,16 @@ def test_what_is_wrong_for_one_process_ends_both(shards, tmp_path):
         (line,) = [line for line in node.log.splitlines() if line.startswith("error: ")]
         assert "process 1 on" in line and "sees other shards (3)" in line
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_process_that_fails_stops_the_other(shards, tmp_path):
+    """Else the one that failed waits for it longer than a collective does. The disk is full for process 1 alone."""
+    nodes = start(tmp_path, [cache_arguments(shards, tmp_path / "cache", "batch_size=1")] * 2)
+    resource.prlimit(nodes[1].process.pid, resource.RLIMIT_FSIZE, (5000, 5000))
+    assert finish(nodes, 100) == [2, 2], [node.log for node in nodes]
+    assert "stopped: another process has failed" in nodes[0].log.splitlines()[-1]
+    assert re.search(r"error: .*features-00000[13]-.*: File too large", nodes[1].log.splitlines()[-1])
+    assert not (tmp_path / "cache" / "index.json").exists()
 
 
 def test_command_line(shards, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""`simzss eval` with a proxy, spliced windows, a correlation and a refinement by SAM, all tiny."""
+"""`simzss eval` with a proxy, stitched windows, an aggregation and a refinement by SAM, all tiny."""
 
 import json
 from collections import Counter
@@ -12,26 +12,16 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from simzss.cli import dispatch
-from simzss.config import load_choice
+from simzss.data.settings import Background
 from simzss.models.checkpoint import load_model, save_model
-from simzss.models.sam.load import load_sam
+from simzss.models.settings import ProxySettings
 from simzss.models.simzss import SimZSS
-from simzss.segmentation.background import Background
-from simzss.segmentation.inference.aggregate import Correlation
-from simzss.segmentation.protocol import Protocol
-from simzss.segmentation.refine.sam import SamRefinement
 from simzss.segmentation.segmenter import Segmenter
+from simzss.segmentation.settings import AggregateSettings, Protocol, SamRefinementSettings
+from simzss.settings.compose import load_choice
 from tests.support import official_layouts
 from tests.support.files import contents, picture
-from tests.support.models import (
-    TINY_VIT,
-    backbone_options,
-    make_backbone,
-    make_scratch,
-    refused,
-    save_backbone,
-    shaken,
-)
+from tests.support.models import TINY_VIT, make_backbone, make_scratch, refused, save_backbone, shaken
 from tests.unit.models.sam.tiny import save_first, save_second
 
 WORLD = 2
@@ -48,9 +38,8 @@ def prepared(tmp_path_factory):
     """VOC in its layout, a model, a backbone to be its proxy, a SAM of each generation."""
     folder = tmp_path_factory.mktemp("trident")
     official_layouts.voc2012(folder)
-    spec = backbone_options(weights=str(save_backbone(folder / "vit.safetensors")))
-    model = SimZSS(make_backbone(**spec), shaken(make_scratch())).eval()
-    save_model(model, folder / "model", spec, {"readout": "concept"})
+    weights = str(save_backbone(folder / "vit.safetensors"))
+    save_model(SimZSS(make_backbone(weights=weights), shaken(make_scratch())).eval(), folder / "model")
     save_backbone(folder / "proxy.safetensors", seed=5)
     save_first(folder / "sam")
     save_second(folder / "sam2")
@@ -79,13 +68,16 @@ def measured(prepared):
 
 def by_segmenter(folder: Path) -> Segmenter:
     """What the words of `trident` say, with the values of VOC 21 for what they leave open."""
-    options = {"name": "dino_vitb16", "timm_name": TINY_VIT, "weights": f"{folder}/proxy.safetensors",
-               "features": "last", "shift": 1.2, "gain": 3.0}  # fmt: skip
-    model, _ = load_model(folder / "model", features="proxy", proxy=options)
-    protocol = Protocol("trident", "splice", 64, 64, 32, "name", "max", 0.1)
-    made = Segmenter(model, protocol, "concept", "32-true", refinement=SamRefinement(0.04, 1, 0.17),
-                     correlation=Correlation("attention", 1.2, 0.05, 1), sam=load_sam(f"{folder}/sam"))  # fmt: skip
-    return made
+    proxy = ProxySettings(name="dino_vitb16", timm_name=TINY_VIT, weights=f"{folder}/proxy.safetensors")
+    sizes = {"short_side": 64, "crop_size": 64, "stride": 32}
+    return Segmenter(
+        load_model(folder / "model", features="proxy", proxy=proxy),
+        Protocol(name="trident", inference="stitch", templates="name", merge="max", temperature=0.1, **sizes),
+        precision="32-true",
+        refine=SamRefinementSettings(threshold=0.04, min_area=1, min_iou=0.17),
+        aggregate=AggregateSettings(kind="attention", cos_factor=1.2, parts=1),
+        sam=folder / "sam",
+    )
 
 
 def test_experiment_measures_what_its_segmenter_predicts(measured):
@@ -94,11 +86,11 @@ def test_experiment_measures_what_its_segmenter_predicts(measured):
     made = by_segmenter(folder)
     names = list(result["per_class"])
     assert names[:3] == ["background", "aeroplane", "bicycle"] and len(names) == 21
-    made.set_classes(names[1:], Background("threshold", threshold=0.06))
+    classifier = made.classifier(names[1:], Background(kind="threshold", threshold=0.06))
     counts = {name: Counter() for name in COUNTS}
     files = (folder / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").read_text().split()[:LIMIT]
     for file in files:
-        found = made.predict(Image.open(folder / f"VOCdevkit/VOC2012/JPEGImages/{file}.jpg"))
+        found = made.predict(folder / f"VOCdevkit/VOC2012/JPEGImages/{file}.jpg", classifier)
         assert np.array_equal(np.asarray(Image.open(folder / "one" / "masks" / f"{file}.png")), found.mask.numpy())
         for name in COUNTS:
             values = getattr(found.regions, name).tolist()
@@ -129,13 +121,13 @@ def test_experiment_takes_the_values_of_the_set(prepared):
 
     But where the background has a threshold, as beside the plain names, regions begin there.
     """
-    values = dict(load_choice("benchmark", "voc21").sam.trident)
+    values = load_choice("benchmark", "voc21")["protocols"]["trident"]
     words = [word for word in trident(prepared) if not word.startswith("refine.threshold")]
     assert settled(measure(prepared, "values", *words, "benchmark.limit=1")) == (
         values["cos_factor"], values["parts"], 0.06, values["threshold"]
     )  # fmt: skip
-    others = ["benchmark.sam={trident: {cos_factor: 0.9, parts: 2, threshold: 0.03}}", "benchmark.limit=1"]
-    assert settled(measure(prepared, "others", *words, *others, "correlate.parts=3")) == (0.9, 3, 0.06, 0.03)
+    others = ["benchmark.protocols={trident: {cos_factor: 0.9, parts: 2, threshold: 0.03}}", "benchmark.limit=1"]
+    assert settled(measure(prepared, "others", *words, *others, "aggregate.parts=3")) == (0.9, 3, 0.06, 0.03)
 
 
 def settled(result: dict) -> tuple[float, int, float, float]:
@@ -154,8 +146,8 @@ def test_untrained_proxy(prepared):
 
 
 @pytest.mark.parametrize("sam", ["sam", "sam2"])
-def test_sam_guides_correlates_and_votes(prepared, sam):
-    words = ["inference=splice", "proxy=sam", "correlate=sam", "refine=vote", "refine.points=4",
+def test_sam_guides_aggregates_and_votes(prepared, sam):
+    words = ["inference=stitch", "proxy=sam", "aggregate=sam", "refine=vote", "refine.points=4",
              "refine.min_stability=0", f"refine.min_iou={0 if sam == 'sam' else 0.5}"]  # fmt: skip
     found = measure(prepared, f"vote_{sam}", *words, "engineered=false", "benchmark.limit=2", sam=sam)
     assert found["protocol"]["correlate"]["kind"] == ("attention" if sam == "sam" else "embedding")
@@ -170,7 +162,7 @@ def test_sam_guides_correlates_and_votes(prepared, sam):
 
 
 def test_runs_without_regions_have_no_counts(prepared):
-    found = measure(prepared, "plain", "inference=splice", "correlate=sam", "engineered=false", "benchmark.limit=2")
+    found = measure(prepared, "plain", "inference=stitch", "aggregate=sam", "engineered=false", "benchmark.limit=2")
     assert "regions" not in found and found["protocol"]["refine"] == "none"
 
 
@@ -210,28 +202,23 @@ def test_process_without_an_image(measured, tmp_path):
 
 
 def test_photos_of_the_user(prepared, tmp_path):
+    """With the old names of version 0.1, too, for one version."""
     picture(3, (90, 70)).save(tmp_path / "a.png")
-    dispatch(["segment", f"{tmp_path}/a.png", f"model={prepared}/model", "classes=cat,dog", f"output_dir={tmp_path}",
-              f"sam.weights={prepared}/sam", *SMALL[:5], *trident(prepared)])  # fmt: skip
-    assert set(np.unique(np.asarray(Image.open(tmp_path / "a_mask.png")))) <= {0, 1}
+    common = [f"model={prepared}/model", "classes=cat,dog", f"sam.weights={prepared}/sam", *SMALL[:5]]
+    dispatch(["segment", f"{tmp_path}/a.png", *common, f"output_dir={tmp_path}/new", *trident(prepared)])
+    old = ["inference=splice", "correlate=sam", "proxy.shift=1.2", "readout=concept"]
+    dispatch(["segment", f"{tmp_path}/a.png", *common, f"output_dir={tmp_path}/old", *trident(prepared), *old])
+    masks = [np.asarray(Image.open(tmp_path / name / "a_mask.png")) for name in ("new", "old")]
+    assert set(np.unique(masks[0])) <= {0, 1} and np.array_equal(*masks)
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["experiment=real_cpu"], ("experiment=real_cpu is unknown", "trident")),
-        (["experiment=tridant"], ("experiment=tridant is unknown", "trident")),
-        (["inference=slid"], ("inference=slid is unknown", "slide")),
-        (["correlate=sam", "inference=slide"], ("correlate=sam", "not slide")),
-        (["correlate.cos_factor=-1"], ("correlate.cos_factor=-1",)),
-        (["refine=sam", "refine.threshold=2"], ("refine.threshold=2",)),
+        (["aggregate=sam", "inference=slide"], ("aggregate=sam", "not slide")),
         (["proxy=dinov2_vits14", "proxy.weights=nowhere"], ("proxy", "nowhere", "does not exist")),
+        (["refine=sam", "sam.weights=nowhere.pt"], ("sam.weights=nowhere.pt does not exist",)),
     ],
 )
 def test_words_that_do_not_go_together(prepared, words, says):
-    message = refused(lambda: measure(prepared, "broken", *words), *says)
-    assert "protocol.inference" not in message
-
-
-def test_sam_that_is_not_there(prepared):
-    refused(lambda: measure(prepared, "broken", "refine=sam", sam="sam.pt"), f"sam.weights={prepared}/sam.pt", "exist")
+    refused(lambda: measure(prepared, "broken", *words), *says)

@@ -1,9 +1,7 @@
-"""Training and evaluation on two machines, rehearsed on one: what conf/cluster/README.md says of them."""
+"""Training and evaluation on two machines, rehearsed on one: what docs/cluster.md says of them."""
 
 import json
 import os
-import re
-import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -13,17 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from simzss.cli import dispatch
-from simzss.config import CONF_DIR, compose
 from simzss.errors import InputError
 from simzss.evaluation.counts import load_counts
 from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
+from simzss.settings.compose import CONF_DIR, compose
 from simzss.training.module import SimZSSModule
-from simzss.training.run import train
 from tests.support import official_layouts
-from tests.support.models import backbone_options, make_backbone, make_scratch, save_backbone, shaken
+from tests.support.models import make_backbone, make_scratch, save_backbone, shaken
 from tests.support.threads import one_thread  # noqa: F401
-from tests.support.training import coloured_shards, logged, tiny_arguments, tiny_config
+from tests.support.training import coloured_shards, logged, tiny_arguments, train
 from tests.support.two_nodes import Node, finish, slurm, start, start_torchrun, torchrun, wait_for
 
 # One batch holds all images: with fewer, which images share a batch depends on the number of processes. The tower is
@@ -40,15 +37,15 @@ NODES = ("trainer.num_nodes=2", "trainer.timeout=30")
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Two shards, of which the second names no concept: only one node meets them."""
+    """Write two shards, of which the second names no concept: only one node meets them."""
     return coloured_shards(tmp_path_factory.mktemp("data") / "shards", without_concepts=range(16, 32))
 
 
 @pytest.fixture(scope="module")
 def alone(shards, tmp_path_factory):
-    """The run of one process."""
+    """Train with one process."""
     output = tmp_path_factory.mktemp("alone") / "run"
-    train(tiny_config(shards, output, *CACHED))
+    train(shards, output, *CACHED)
     return output
 
 
@@ -57,7 +54,7 @@ def arguments(shards: Path, output: Path, *extra: str) -> list[str]:
 
 
 def error_of(node: Node) -> str:
-    """The one line that a failed node ends with."""
+    """Return the one line that a failed node ends with."""
     assert "Traceback" not in node.log
     (line,) = [line for line in node.log.splitlines() if line.startswith("error: ")]
     return line
@@ -76,7 +73,7 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
 
 def test_torchrun_on_two_nodes_trains_as_one_process(shards, alone, tmp_path):
     """The command of the page, once a node, from a working directory of its own."""
-    nodes = start_torchrun(tmp_path, arguments(shards, tmp_path / "run"))
+    nodes = start_torchrun(tmp_path, arguments(shards, tmp_path / "run", "logger=[csv,tensorboard]"))
     assert finish(nodes, 100) == [0, 0], [node.log for node in nodes]
     assert_equal_runs(tmp_path / "run", alone)
     assert [[path.name for path in node.folder.iterdir()] for node in nodes] == [["log"], ["log"]]
@@ -97,7 +94,7 @@ def test_slurm_on_two_nodes_goes_on_from_one_node(shards, alone, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(SimZSSModule, "on_train_epoch_start", crash)
         with pytest.raises(RuntimeError, match="power cut"):
-            train(tiny_config(shards, output, *CACHED))
+            train(shards, output, *CACHED)
     last = output / "checkpoints" / "last.ckpt"
     last.unlink()
     last.symlink_to("epoch2.ckpt")  # removed already, as the new one is whole
@@ -120,7 +117,7 @@ def test_a_node_that_ends_ends_the_other(shards, alone, tmp_path, ending):
     assert "process 0 on" in error_of(nodes[0]) and "lost another process" in error_of(nodes[0])
     assert 0 < len(logged(output)) < 8 and not (output / "model").exists()
     if ending == signal.SIGKILL:
-        train(tiny_config(shards, output, *CACHED, "resume=last"))
+        train(shards, output, *CACHED, "resume=last")
         assert_equal_runs(output, alone)
 
 
@@ -142,7 +139,7 @@ def test_what_one_node_lacks_is_said_by_both(shards, tmp_path, launcher, second,
     assert finish(nodes, 30) == [2, 2], [node.log for node in nodes]
     first, other = map(error_of, nodes)
     assert says in first and says in other and "process 1 on " in first
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_more_processes_than_configured_are_refused(shards, tmp_path):
@@ -168,7 +165,7 @@ def test_a_slurm_job_without_srun_is_refused(shards, tmp_path, monkeypatch):
         if key != "SLURM_STEP_ID":  # which a job's script has not
             monkeypatch.setenv(key, value)
     with pytest.raises(InputError, match=r"2 tasks.*srun simzss train"):
-        train(tiny_config(shards, tmp_path / "run", *CACHED, *NODES))
+        train(shards, tmp_path / "run", *CACHED, *NODES)
 
 
 def test_few_images_are_shared_by_both_nodes(tmp_path):
@@ -178,7 +175,7 @@ def test_few_images_are_shared_by_both_nodes(tmp_path):
     record = {"complete": False, "failed": {"in.tar": "No space left on device"}, "shards": listed}
     (shards / "index.json").write_text(json.dumps(record), encoding="utf-8")
     extra = ("data.batch_size=8", "trainer.epochs=3")
-    train(tiny_config(shards, tmp_path / "one", *CACHED, *extra))
+    train(shards, tmp_path / "one", *CACHED, *extra)
     nodes = start(tmp_path, [arguments(shards, tmp_path / "two", *extra)] * 2)
     assert finish(nodes) == [0, 0], [node.log for node in nodes]
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
@@ -190,10 +187,8 @@ def test_few_images_are_shared_by_both_nodes(tmp_path):
 def test_evaluation_on_two_nodes(tmp_path, launcher):
     data = tmp_path / "data"
     official_layouts.voc2012(data)
-    spec = backbone_options(weights=str(save_backbone(tmp_path / "vit.safetensors")))
-    save_model(
-        SimZSS(make_backbone(**spec), shaken(make_scratch())).eval(), tmp_path / "model", spec, {"readout": "concept"}
-    )
+    backbone = make_backbone(weights=str(save_backbone(tmp_path / "vit.safetensors")))
+    save_model(SimZSS(backbone, shaken(make_scratch())).eval(), tmp_path / "model")
     common = ["eval", f"model={tmp_path}/model", "benchmark=voc20", f"benchmark.root={data}/VOCdevkit", "overlays=0",
               "protocol.short_side=64", "protocol.crop_size=64", "protocol.stride=32", "protocol.templates=name",
               "precision=32-true", "num_workers=0", "save_masks=true"]  # fmt: skip
@@ -214,25 +209,7 @@ def test_evaluation_on_two_nodes(tmp_path, launcher):
     assert "process 1 on" in error_of(nodes[0]) and all("/nowhere" in error_of(node) for node in nodes)
 
 
-PAGE = CONF_DIR / "cluster" / "README.md"
 SCRIPTS = [CONF_DIR / "cluster" / "train.sbatch", CONF_DIR / "cluster" / "captions.sbatch"]
-
-
-def written_commands() -> list[tuple[str, str]]:
-    """(root, the rest of the line) of what the page and the headers of the scripts say to type."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)).splitlines()
-    lines += [
-        line for script in SCRIPTS for line in script.read_text(encoding="utf-8").splitlines() if line[:4] == "#   "
-    ]
-    found = [re.search(r"(?:simzss |conf/cluster/)(train|eval|captions)(?:\.sbatch)? (.*)", line) for line in lines]
-    return [(match[1], match[2]) for match in found if match]
-
-
-def test_what_the_page_says_to_type_is_understood():
-    commands = written_commands()
-    assert sorted(root for root, _ in commands) == ["captions", "captions", "eval", "train", "train", "train", "train"]
-    for root, rest in commands:
-        compose(root, shlex.split(rest))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -259,14 +236,15 @@ def test_job_script_of_training(shards, tmp_path):
         return (tmp_path / "said").read_text().splitlines()
 
     first = ["train", "experiment=demo", f"data.shards={shards}/*.tar", f"output_dir={output}"]
-    last = ["trainer.progress_bar=false", "trainer.num_nodes=2", "trainer.devices=8"]
+    last = ["trainer.num_nodes=2", "trainer.devices=8"]
     assert said() == first + last
     (output / "checkpoints").mkdir(parents=True)
-    (output / "metrics.csv").touch()
+    for name in ("metrics.csv", "config.yaml"):
+        (output / name).touch()
     said()
     assert (output / "metrics.csv").exists()  # another job's run is not overwritten, but refused
     said(SLURM_RESTART_COUNT="1")
-    assert not (output / "metrics.csv").exists()
+    assert [path.name for path in output.iterdir()] == ["checkpoints"]
     (output / "checkpoints" / "last.ckpt").symlink_to("epoch0.ckpt")
     assert said(SLURM_RESTART_COUNT="1") == [*first, "resume=last", *last]
     compose("train", said()[1:])

@@ -52,8 +52,8 @@ def shards(data, tmp_path_factory):
     content["annotations"] = [record for record in content["annotations"] if record["image_id"] in kept]
     (folder / "captions.json").write_text(json.dumps(content))
     images = data / "flickr8k" / "images"
-    run("data_prep.captions", f"images={images}", f"captions={folder}/captions.json", f"output={folder}/shards")
-    coverage = run("data_prep.bank", f"captions={folder}/shards", f"output={folder}/coverage.json")
+    run("simzss", "prep", "captions", f"images={images}", f"captions={folder}/captions.json", f"output={folder}/shards")
+    coverage = run("simzss", "prep", "bank", f"captions={folder}/shards", f"output={folder}/coverage.json")
     assert "with a concept of the bank" in coverage
     assert json.loads((folder / "coverage.json").read_text())["captions_with_concept_percent"] > 95
     return folder / "shards"
@@ -86,7 +86,7 @@ def test_filters_on_real_photos_account_for_every_image(data, tmp_path):
     """COCO photos against the photos of the real evaluation sets, with the filters for a crawl."""
     source = data / "coco_captions_mini"
     listed = json.loads((source / "captions_train.json").read_text())["images"]
-    command = ("data_prep.captions", f"images={source}/images", f"captions={source}/captions_train.json",
+    command = ("simzss", "prep", "captions", f"images={source}/images", f"captions={source}/captions_train.json",
                f"output={tmp_path}/shards", "filters=web", f"filters.evaluation_root={data}")  # fmt: skip
     run(*command)
     index = json.loads((tmp_path / "shards" / "index.json").read_text())
@@ -111,7 +111,7 @@ def test_segment_with_own_words(clip_model, data, tmp_path):
 @pytest.mark.parametrize(
     ("benchmark", "least", "more"),
     [
-        ("voc20", 50, ["inference=splice", "correlate=sam", "refine=sam"]),
+        ("voc20", 50, ["inference=stitch", "aggregate=sam", "refine=sam"]),
         ("voc21", 25, ["experiment=trident", "proxy=dinov2_vits14", "proxy.weights={weights}"]),
         ("voc20", 50, ["inference=slide", "proxy=sam", "refine=vote", "refine.points=8", "benchmark.limit=3"]),
     ],
@@ -175,8 +175,8 @@ def test_retrieval(clip_model, data, tmp_path):
 
 def test_training_with_masks(clip_model, data, tmp_path):
     """A few steps on twelve photos: the loss falls, if not at each step, and classes are named as before."""
-    run("simzss", "train", "experiment=mrovseg_cpu", f"model={clip_model}", "masks.benchmark=voc21",
-        f"masks.root={data / 'VOCdevkit'}", "masks.photos=12", "masks.hidden=[person]", "trainer.epochs=2",
+    run("simzss", "train-masks", "experiment=mrovseg_cpu", f"model={clip_model}", "masks.benchmark=voc21",
+        f"masks.root={data / 'VOCdevkit'}", "masks.limit=12", "masks.exclude_classes=[person]", "trainer.epochs=2",
         "protocol.templates=photo", f"output_dir={tmp_path}/run", "trainer.progress_bar=false")  # fmt: skip
     losses = [float(row["train/loss"]) for row in csv.DictReader((tmp_path / "run/metrics.csv").open()) if row["step"]]
     assert len(losses) == 6 and min(losses[3:]) < 0.85 * losses[0]

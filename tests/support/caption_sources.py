@@ -12,7 +12,8 @@ import pyarrow
 from pyarrow import parquet
 
 from data_prep.captions.records import Dropped, RawSample, Source
-from data_prep.captions.sources import SourceSettings, open_source, read_task
+from data_prep.captions.settings import SourceSettings
+from data_prep.captions.sources import open_source, read_task
 from tests.support.files import image_bytes, write_tar
 
 

@@ -18,7 +18,7 @@ _WHAT = (
 
 
 def captioned_photos(folder: Path, count: int) -> tuple[Path, Path]:
-    """A folder of so many photos, and a COCO captions file with five captions for each, most of them different."""
+    """Write a folder of photos, and a COCO captions file with five captions for each, most of them different."""
     rng = random.Random(0)
     names = [f"{number:05d}.png" for number in range(count)]
     captions = {

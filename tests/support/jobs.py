@@ -14,7 +14,7 @@ def square(number):
 
 
 def fail(kind):
-    """Fail in the way that is asked for; a number is returned."""
+    """Raise the error that is asked for; return anything else."""
     if kind == "input":
         raise InputError("in.tar: bad")
     if kind == "full":

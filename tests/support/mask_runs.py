@@ -1,4 +1,4 @@
-"""Training of a head with masks, small: a real timm ViT of 64 channels, a two-layer text tower, coloured squares."""
+"""Training of a mask head, small: a real timm ViT of 64 channels, a two-layer text tower, coloured squares."""
 
 import logging
 import os
@@ -12,11 +12,10 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 
 from simzss.cli import dispatch
-from simzss.config import compose
 from simzss.models.checkpoint import save_model
 from simzss.models.simzss import SimZSS
-from simzss.training import mask_run
-from tests.support.models import backbone_options, make_backbone, make_scratch, save_backbone, shaken
+from simzss.training.mask_module import MaskModule
+from tests.support.models import make_backbone, make_scratch, save_backbone, shaken
 from tests.support.two_nodes import torchrun
 
 VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
@@ -28,32 +27,33 @@ HELD_OUT = ["photo0", "photo4"]
 SIZES = [(64, 64), (96, 64), (64, 80)]  # width and height
 
 
-def write_squares(root: Path) -> Path:
-    """Photos of two coloured squares each with their masks, in the layout of PASCAL VOC."""
-    random = np.random.default_rng(0)
+def squares(width: int, height: int, nouns: tuple[str, str], seed: int = 0) -> tuple[Image.Image, np.ndarray]:
+    """A photo of two coloured squares on noise, and its labels."""
+    pixels = np.random.default_rng(seed).integers(0, 60, (height, width, 3), dtype=np.uint8)
+    labels = np.zeros((height, width), np.uint8)
+    for noun, left in zip(nouns, (0, width // 2), strict=True):
+        part = (slice(height // 4, height * 3 // 4), slice(left + width // 16, left + width * 7 // 16))
+        pixels[part], labels[part] = COLOURS[noun], 1 + VOC.index(noun)
+        labels[part][0] = 255
+    return Image.fromarray(pixels), labels
+
+
+def write_squares(root: Path) -> None:
+    """Photos of squares with their masks, in the layout of PASCAL VOC."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     for number, pair in enumerate(PAIRS):
-        width, height = SIZES[number % len(SIZES)]
-        pixels = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
-        labels = np.zeros((height, width), np.uint8)
-        for noun, left in zip(pair, (0, width // 2), strict=True):
-            part = (slice(height // 4, height * 3 // 4), slice(left + width // 16, left + width * 7 // 16))
-            pixels[part], labels[part] = COLOURS[noun], 1 + VOC.index(noun)
-            labels[part][0] = 255
-        Image.fromarray(pixels).save(root / "JPEGImages" / f"photo{number}.jpg", quality=95)
+        photo, labels = squares(*SIZES[number % len(SIZES)], pair, number)
+        photo.save(root / "JPEGImages" / f"photo{number}.jpg", quality=95)
         Image.fromarray(labels).save(root / "SegmentationClass" / f"photo{number}.png")
     names = "".join(f"photo{number}\n" for number in range(len(PAIRS)))
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text(names)
-    return root
 
 
-def write_model(folder: Path) -> Path:
-    """The model folder that heads are trained on, beside its backbone's weights."""
+def write_model(folder: Path) -> None:
+    """The model folder `base` that heads are trained on, beside its backbone's weights."""
     weights = save_backbone(folder / "vit.safetensors", features="self")
-    spec = backbone_options(weights=str(weights), features="self")
-    save_model(SimZSS(make_backbone(**spec), shaken(make_scratch())), folder / "base", spec, {"readout": "concept"})
-    return folder / "base"
+    save_model(SimZSS(make_backbone(weights=str(weights), features="self"), shaken(make_scratch())), folder / "base")
 
 
 def mask_arguments(folder: Path, output: Path, *extra: str) -> list[str]:
@@ -68,13 +68,13 @@ def mask_arguments(folder: Path, output: Path, *extra: str) -> list[str]:
         "masks.num_workers=0",
         "masks.scales=[1.0,1.0]",
         "masks.flip=false",
-        "multires.window=64",
-        "multires.depths=[0,2]",
-        "multires.width=32",
-        "multires.queries=6",
-        "multires.layers=1",
-        "multires.learned_share=0.2",
-        "mask_loss.points=128",
+        "mask_head.window=64",
+        "mask_head.depths=[0,2]",
+        "mask_head.width=32",
+        "mask_head.queries=6",
+        "mask_head.layers=1",
+        "mask_head.ensemble_alpha=0.2",
+        "mask_loss.num_points=128",
         "optim.lr=1e-2",
         "protocol.templates=photo",
         "trainer.accelerator=cpu",
@@ -104,9 +104,9 @@ def log_lines() -> Iterator[list[str]]:
 
 
 def train_squares(folder: Path, output: Path, *extra: str) -> list[str]:
-    """`simzss train` in this process; what it logs."""
+    """`simzss train-masks` in this process; what it logs."""
     with log_lines() as lines:
-        dispatch(["train", *mask_arguments(folder, output, *extra)])
+        dispatch(["train-masks", *mask_arguments(folder, output, *extra)])
     return lines
 
 
@@ -134,12 +134,12 @@ def train_as_one_of_two(rank: int, port: int, arguments: list[str], path: Path) 
     os.environ.update(torchrun(rank, 2, port))
     rank_zero_only.rank = rank  # read from the environment when Lightning is imported, which has happened already
     torch.set_num_threads(1)
-    write = mask_run._write_model
+    end = MaskModule.on_fit_end
 
-    def keep(output: Path, trainer: object, run: mask_run._Run) -> Path:
-        torch.save(run.module.head.state_dict(), f"{path}.{rank}")
-        return write(output, trainer, run)
+    def keep(module: MaskModule) -> None:
+        torch.save(module.head.state_dict(), f"{path}.{rank}")
+        end(module)
 
-    mask_run._write_model = keep
+    MaskModule.on_fit_end = keep
     with fixed_points():
-        mask_run.train_masks(compose("train_masks", [*arguments, "trainer.num_nodes=2"]))
+        dispatch(["train-masks", *arguments, "trainer.num_nodes=2"])

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from simzss.config import load_choice, to_plain
-from simzss.data.benchmark import Benchmark, BenchmarkConfig
-from simzss.training.data.masks import MasksConfig
+from simzss.data.benchmark import Benchmark
+from simzss.data.settings import BenchmarkSettings
+from simzss.settings.compose import load_choice
+from simzss.training.settings import MasksSettings
 
 
 def coloured(labels: np.ndarray) -> Image.Image:
@@ -33,12 +34,11 @@ def blocks(width: int, height: int, seed: int = 0, side: int = 16, labels: Seque
 
 def write_voc(root: Path, masks: Sequence[np.ndarray], suffix: str = ".jpg") -> list[str]:
     """Photos with their masks and a split file of all of them; returns their names."""
-    photos, targets, splits = root / "JPEGImages", root / "SegmentationClass", root / "ImageSets" / "Segmentation"
-    for folder in (photos, targets, splits):
-        folder.mkdir(parents=True, exist_ok=True)
     names = [f"2007_{number:06d}" for number in range(len(masks))]
-    write_pairs(photos, targets, dict(zip(names, masks, strict=True)), suffix)
-    (splits / "val.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    write_pairs(root / "JPEGImages", root / "SegmentationClass", dict(zip(names, masks, strict=True)), suffix)
+    split = root / "ImageSets" / "Segmentation" / "val.txt"
+    split.parent.mkdir(parents=True, exist_ok=True)
+    split.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return names
 
 
@@ -55,12 +55,10 @@ def write_pairs(photos: Path, targets: Path, masks: dict[str, np.ndarray], suffi
 
 def voc(root: Path, name: str = "voc20", **changes) -> Benchmark:
     """The benchmark of a `write_voc` folder."""
-    options = to_plain(load_choice("benchmark", name)) | {"root": str(root)} | changes
-    return Benchmark(BenchmarkConfig(**options))
+    return Benchmark(BenchmarkSettings.of(load_choice("benchmark", name) | {"root": str(root)} | changes))
 
 
-def masks_config(root: Path | str = "gone", **changes) -> MasksConfig:
+def mask_settings(root: Path | str = "gone", **changes) -> MasksSettings:
     """Settings: whole photos of a `write_voc` folder, at their own size where it is that of a crop."""
-    options = {"benchmark": "voc20", "root": str(root), "images": None, "masks": None, "split": None, "held_out": 0.0}
-    options |= {"photos": None, "hidden": (), "batch_size": 4, "num_workers": 0, "scales": (1.0, 1.0), "flip": False}
-    return MasksConfig(**options | changes)
+    options = {"benchmark": "voc20", "root": str(root), "batch_size": 4, "num_workers": 0, "scales": (1.0, 1.0)}
+    return MasksSettings.of(options | {"flip": False} | changes)

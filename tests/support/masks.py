@@ -7,12 +7,51 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simzss.config import load_choice, to_plain
-from simzss.data.benchmark import Benchmark, BenchmarkConfig
+from simzss.data.benchmark import Benchmark
+from simzss.data.settings import BenchmarkSettings
+from simzss.settings.compose import load_choice
+from tests.support import official_layouts
 from tests.support.official_layouts import Masks, stored
 from tests.support.program import exit_code
 
 Expected = Mapping[Path, np.ndarray]
+
+
+class MaskSet:
+    """A benchmark as its download leaves it, and the masks that its program must make.
+
+    Args:
+        name: of the program.
+        folder: empty.
+
+    Attributes:
+        root: argument of the program.
+        folder: of the set.
+        truth: stored labels by name.
+        expected: the same by file.
+        photos: folder of the photos.
+        photo: one of them.
+    """
+
+    _PATHS = {
+        # photos, one of them, masks
+        "cityscapes": ("leftImg8bit/val", "frankfurt/frankfurt_000000_000019_leftImg8bit.png",
+                       "gtFine/val/{}_gtFine_labelTrainIds.png"),
+        "coco_object": ("images/val2017", "000000000139.jpg", "annotations/val2017/{}_instanceTrainIds.png"),
+        "coco_stuff": ("images/val2017", "000000000139.jpg", "annotations/val2017/{}_labelTrainIds.png"),
+        "context": ("JPEGImages", "2008_000002.jpg", "SegmentationClassContext/{}.png"),
+    }  # fmt: skip
+
+    def __init__(self, name: str, folder: Path) -> None:
+        found = getattr(official_layouts, name)(folder)
+        self.splits: dict[str, Masks] = found if name == "context" else {"val": found}
+        self.root = folder / "VOCdevkit" if name == "context" else folder
+        self.folder = self.root / "VOC2010" if name == "context" else folder
+        self.truth: Masks = {image: mask for split in self.splits.values() for image, mask in split.items()}
+        photos, photo, masks = self._PATHS[name]
+        self.expected = {self.folder / masks.format(image): mask for image, mask in self.truth.items()}
+        self.photos = self.folder / photos
+        self.photo = self.photos / photo
 
 
 class MaskProgram:
@@ -92,6 +131,6 @@ def assert_reruns(program: MaskProgram, expected: Expected) -> None:
 
 def seen_by_benchmark(name: str, root: Path) -> Masks:
     """The stored labels that `simzss eval` would take from a folder, before its mapping to classes."""
-    options = to_plain(load_choice("benchmark", name)) | {"root": str(root), "label_offset": 0}
-    benchmark = Benchmark(BenchmarkConfig(**options | {"background": {"kind": "threshold", "threshold": 0.5}}))
+    changes = {"root": str(root), "label_offset": 0, "background": {"kind": "threshold", "threshold": 0.5}}
+    benchmark = Benchmark(BenchmarkSettings.of({**load_choice("benchmark", name), **changes}))
     return {name: benchmark[i].mask.numpy().astype(np.uint8) for i, name in enumerate(benchmark.names)}

@@ -1,5 +1,6 @@
 """Towers of a few thousand weights: timm's test models, a scratch tower, a BERT with a vocabulary of its own."""
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from simzss.errors import InputError
 from simzss.models.backbone.base import Backbone
+from simzss.models.backbone.timm import TimmBackbone
+from simzss.models.build import build_text_encoder
+from simzss.models.settings import BackboneSettings, PretrainedText, ProxySettings, ScratchText
 from simzss.models.simzss import SimZSS
-from simzss.models.text import TextEncoder, build_text_encoder
+from simzss.models.text import TextEncoder
 
 TINY_VIT = "test_vit.r160_in1k"
 BERT_WORDS = [
@@ -21,20 +25,19 @@ BERT_WORDS = [
 ]
 
 
-def backbone_options(**changes: Any) -> dict[str, Any]:
-    """Arguments of a `Backbone`: an untrained ViT of 64 channels for images of 64 pixels."""
-    options = {"name": "tiny", "timm_name": TINY_VIT, "weights": "random", "features": "last", "project": False}
-    return options | {"image_size": 64} | changes
+def backbone_settings(**changes: Any) -> BackboneSettings:
+    """Settings of an untrained ViT of 64 channels for images of 64 pixels."""
+    return BackboneSettings(**{"name": "tiny", "timm_name": TINY_VIT, "weights": "random", "image_size": 64} | changes)
 
 
-def make_backbone(**changes: Any) -> Backbone:
-    """The `Backbone` of `backbone_options`, untrained but the same every time."""
+def make_backbone(proxy: ProxySettings | None = None, **changes: Any) -> Backbone:
+    """Build the backbone of `backbone_settings`, untrained but the same every time."""
     torch.manual_seed(0)
-    return Backbone(**backbone_options(**changes))
+    return TimmBackbone(backbone_settings(**changes), proxy)
 
 
 def shaken(model: torch.nn.Module, seed: int = 0, amount: float = 0.1) -> torch.nn.Module:
-    """The model with noise on every parameter, so that no bias is zero and no scale is one."""
+    """Add noise to every parameter, so that no bias is zero and no scale is one; return the model."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,21 +46,21 @@ def shaken(model: torch.nn.Module, seed: int = 0, amount: float = 0.1) -> torch.
 
 
 def save_backbone(path: Path, seed: int = 0, **changes: Any) -> Path:
-    """A weights file (.safetensors) of the `backbone_options` model, shaken by `seed`."""
+    """Write weights (.safetensors) of the `backbone_settings` model, shaken by `seed`; return the path."""
     state = shaken(make_backbone(**changes).model, seed).state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
 
 
 def make_scratch(width: int = 64, context_length: int = 16) -> TextEncoder:
-    """A scratch tower of two layers, the same every time, in evaluation mode."""
+    """Build a scratch tower of two layers, the same every time, in evaluation mode."""
     torch.manual_seed(1)
-    options = {"layers": 2, "width": 32, "heads": 4, "context_length": context_length}
-    return build_text_encoder("scratch", width, **options).eval()
+    settings = ScratchText(layers=2, width=32, heads=4, context_length=context_length)
+    return build_text_encoder(settings, width).eval()
 
 
 def save_bert(folder: Path, *, layers: int = 3, positions: int = 24) -> Path:
-    """A transformers directory of a random BERT with a fast WordPiece tokenizer."""
+    """Write a transformers folder of a random BERT with a fast WordPiece tokenizer; return it."""
     torch.manual_seed(2)
     config = BertConfig(
         vocab_size=len(BERT_WORDS),
@@ -73,30 +76,40 @@ def save_bert(folder: Path, *, layers: int = 3, positions: int = 24) -> Path:
 
 
 def make_bert(folder: Path, width: int = 64, **changes: Any) -> TextEncoder:
-    """An encoder on `save_bert`'s directory."""
+    """Build an encoder on `save_bert`'s folder."""
     torch.manual_seed(3)
-    options = {"weights": str(folder), "trainable_layers": 1, "context_length": 20} | changes
-    return build_text_encoder("pretrained", width, **options)
+    settings = PretrainedText(**{"weights": str(folder), "trainable_layers": 1, "context_length": 20} | changes)
+    return build_text_encoder(settings, width)
 
 
 @cache
 def scratch_model() -> SimZSS:
-    """A whole model on untrained towers, weights well spread; do not change it."""
+    """Return a whole model on untrained towers, weights well spread; do not change it."""
     model = SimZSS(make_backbone(), make_scratch())
     shaken(model.backbone.model)
     return model.eval()
 
 
 def encode_alone(encoder: Any, text: str) -> tuple[Any, Any]:
-    """Tokens and features of one text by itself: no padding, no neighbours."""
+    """Return tokens and features of one text by itself: no padding, no neighbours."""
     tokens = encoder.tokenize([text])
     ids = torch.tensor(tokens["input_ids"])
     with torch.no_grad():
         return tokens, encoder(ids, torch.ones_like(ids))
 
 
+class Harmful:
+    """Make a folder when unpickled, as an attacker's pickle could."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
 def refused(make: Any, *parts: str) -> str:
-    """Asserts that `make()` ends as one clear line that names the parts; returns it."""
+    """Assert that `make()` ends as one clear line that names the parts; return it."""
     with pytest.raises(InputError) as caught:
         make()
     message = str(caught.value)

@@ -8,7 +8,7 @@ from simzss.models.pooling import token_sums
 
 
 def slots(rows):
-    """Running number of each row among the equal ones before it, and how many the most frequent one has."""
+    """Return the running number of each row among its equals, and how many the most frequent one has."""
     seen = Counter()
     numbers = []
     for row in rows.tolist():
@@ -18,16 +18,16 @@ def slots(rows):
 
 
 def tokens_of(rows, start, end, length):
-    """Place of every token of some half-open spans among all tokens of captions of `length`, and whose it is."""
-    places = [
-        (int(row) * length + place, owner)
+    """Return the index of every token of half-open spans among all tokens of captions of `length`, and its owner."""
+    indices = [
+        (int(row) * length + token, owner)
         for owner, (row, first, stop) in enumerate(zip(rows, start, end, strict=True))
-        for place in range(int(first), int(stop))
+        for token in range(int(first), int(stop))
     ]
-    return torch.tensor(places, dtype=torch.long).reshape(-1, 2).unbind(1)
+    return torch.tensor(indices, dtype=torch.long).reshape(-1, 2).unbind(1)
 
 
 def concept_sums(tokens, rows, start, end, ids, concepts):
-    """What a step sums up: (concepts, D) of (B, L, D) token vectors."""
+    """Sum (B, L, D) token vectors as a step does: (concepts, D)."""
     token, owner = tokens_of(rows, start, end, tokens.shape[1])
     return token_sums(tokens.flatten(0, 1), token, ids[owner], concepts)

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As the processes that are started; several wait for one another at every operation, beside other processes."""
+    """Run on one thread, as the processes that are started: several wait for one another at every operation."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from simzss.config import compose
+from simzss.commands import train as command
+from simzss.commands.verbs import settings_of
 from simzss.data.shards import Sample, write_shard
 from tests.support.files import PIPELINE, caption, encode
 
@@ -14,7 +15,7 @@ COLOURS = {"dog": (200, 40, 40), "cat": (40, 200, 40), "car": (40, 40, 200), "tr
 
 
 def coloured_sample(index, rng, concepts=True):
-    """A square of one colour on noise; the colour is named by a noun."""
+    """Make a sample: a square of one colour on noise; the colour is named by a noun."""
     noun = list(COLOURS)[index % len(COLOURS)]
     pixels = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
     pixels[16:48, 16:48] = COLOURS[noun]
@@ -24,7 +25,7 @@ def coloured_sample(index, rng, concepts=True):
 
 
 def coloured_shards(folder, count=32, without_concepts=()):
-    """Two shards of coloured squares; the images in `without_concepts` have captions without one."""
+    """Write two shards of coloured squares; the images in `without_concepts` have captions without one."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     samples = [coloured_sample(i, rng, i not in without_concepts) for i in range(count)]
@@ -34,7 +35,7 @@ def coloured_shards(folder, count=32, without_concepts=()):
 
 
 def tiny_arguments(shards, output, *extra):
-    """Overrides of a run of a few seconds."""
+    """Return the overrides of a run of a few seconds."""
     return [
         "backbone=dino_vits16",
         "backbone.timm_name=test_vit.r160_in1k",
@@ -58,12 +59,17 @@ def tiny_arguments(shards, output, *extra):
     ]
 
 
-def tiny_config(shards, output, *extra):
-    """The composed configuration of `tiny_arguments`."""
-    return compose("train", tiny_arguments(shards, output, *extra))
+def tiny_settings(shards, output, *extra):
+    """Return the settings of `tiny_arguments`."""
+    return settings_of("train", tiny_arguments(shards, output, *extra))
+
+
+def train(shards, output, *extra):
+    """Train with the settings of `tiny_arguments`; return the model folder."""
+    return command.run(tiny_settings(shards, output, *extra))
 
 
 def logged(output: Path, column="train/loss"):
-    """Values of one column of a run's metrics.csv by step."""
+    """Read one column of a run's metrics.csv by step."""
     with (output / "metrics.csv").open(newline="") as file:
         return {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row.get(column)}

@@ -1,7 +1,7 @@
-"""Two machines on this one: the processes that torchrun or Slurm would start, each in a folder of its own.
+"""Two machines simulated on this one: the processes that torchrun or Slurm would start, each in its own folder.
 
-A process is forked from one that has imported what a run needs, which takes seconds, and then is what its machine would
-have started: `simzss` with its arguments, its environment and its working directory; or torchrun, which starts it.
+A process is forked from one that has imported what a run needs, which takes seconds, and then runs what its machine
+would have started: `simzss` with its arguments, environment and working directory; or torchrun, which starts it.
 """
 
 import multiprocessing
@@ -15,9 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _FORKED = multiprocessing.get_context("forkserver")
-# After the programs what they import late, each of which would take every process a part of a second.
+# With what the verbs import late, each of which would take every process a part of a second.
 _FORKED.set_forkserver_preload(
-    ["simzss.cli", "simzss.training.run", "simzss.evaluation.run", "hydra", "open_clip", "torch.utils.tensorboard",
+    ["simzss.cli", "simzss.commands.train", "simzss.training.trainer", "simzss.training.module", "simzss.models.build",
+     "simzss.training.data.cached", "simzss.training.data.streamed", "simzss.settings.compose", "open_clip",
      "torch.distributed.run"]
 )  # fmt: skip
 NOISE = ("FutureWarning", "  return ", "Initializing distributed")
@@ -25,20 +26,20 @@ NOISE = ("FutureWarning", "  return ", "Initializing distributed")
 
 @dataclass
 class Node:
-    """One process on one machine; `log` holds what it says on both outputs."""
+    """One process on one machine."""
 
     process: BaseProcess
     folder: Path
 
     @property
     def log(self) -> str:
-        """What it has said so far, without what torch and Lightning say of themselves."""
+        """Return its output so far, without what torch and Lightning say of themselves."""
         lines = (self.folder / "log").read_text(encoding="utf-8").splitlines()
         return "\n".join(line for line in lines if not any(noise in line for noise in NOISE))
 
 
 def torchrun(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun tells the one process of machine `rank`."""
+    """Return the environment that torchrun gives to the one process of machine `rank`."""
     return {
         "RANK": str(rank), "LOCAL_RANK": "0", "GROUP_RANK": str(rank), "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -47,7 +48,7 @@ def torchrun(rank: int, world: int, port: int) -> dict[str, str]:
 
 
 def slurm(rank: int, world: int, port: int) -> dict[str, str]:
-    """What srun tells the one task of machine `rank`; all names lead to this machine."""
+    """Return the environment that srun gives to the one task of machine `rank`; all names lead to this machine."""
     return {
         "SLURM_JOB_ID": str(port), "SLURM_JOB_NAME": "rehearsal", "SLURM_STEP_ID": "0",
         "SLURM_NTASKS": str(world), "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": str(world),
@@ -68,7 +69,7 @@ def start(
         folder: gets the working directories.
         arguments: of each machine.
         launcher: whose environment the processes get.
-        world: machines that are meant to be there, if not those.
+        world: number of machines that are expected, if not those.
     """
     port, world = free_port(), world or len(arguments)
     return [_start(folder, rank, _simzss, launcher(rank, world, port), words) for rank, words in enumerate(arguments)]
@@ -85,7 +86,7 @@ def start_torchrun(folder: Path, arguments: Sequence[str]) -> list[Node]:
 
 
 def finish(nodes: Sequence[Node], seconds: float = 60) -> list[int | None]:
-    """Exit codes of the nodes, negative for a signal, None for one that had to be ended after `seconds`."""
+    """Return the exit codes, negative for a signal, None for a process that had to be killed after `seconds`."""
     limit = time.monotonic() + seconds
     codes: list[int | None] = []
     for node in nodes:
@@ -106,7 +107,7 @@ def wait_for(path: Path, node: Node, seconds: float = 60) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -123,7 +124,7 @@ def _start(
 
 
 def _settle(home: Path, environment: dict[str, str], run: Callable[[list[str]], None], words: list[str]) -> None:
-    """A machine's process, from its environment on."""
+    """Set up the process of a machine and run it."""
     os.chdir(home)
     os.environ.update(environment)
     log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -1,21 +1,23 @@
 import pytest
 
-from simzss.atomic import read_json, write_json, write_whole
+from simzss.atomic import atomic_write, read_json, write_json
 from tests.support.files import contents
 
 
-def test_write_whole(tmp_path):
+def test_all_or_nothing(tmp_path):
     path = tmp_path / "file"
-    write_whole(path, lambda stream: stream.write(b"first"))
-    assert path.read_bytes() == b"first"
+    atomic_write(path, b"first")
+    atomic_write(path, lambda stream: stream.write(b"second"))
+    assert path.read_bytes() == b"second"
 
     def fails(stream):
-        stream.write(b"second, and no more")
-        raise RuntimeError("half")
+        stream.write(b"third, and no more")
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(RuntimeError):
-        write_whole(path, fails)
-    assert contents(tmp_path) == {"file": b"first"}
+    with pytest.raises(OSError, match="No space") as caught:
+        atomic_write(path, fails)
+    assert caught.value.filename == str(path)
+    assert contents(tmp_path) == {"file": b"second"}
 
 
 def test_json_comes_back(tmp_path):

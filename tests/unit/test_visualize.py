@@ -31,11 +31,15 @@ def _holds(picture: Image.Image, colour: np.ndarray) -> bool:
 # ------------------------------------------------------------------------------------------------- palette
 
 
-def test_palette_is_stable_and_repeatable():
+def test_palette_is_stable_and_of_any_count():
     large = palette(150)
     assert large.shape == (150, 3) and large.dtype == np.uint8
     np.testing.assert_array_equal(palette(7), large[:7])
+    palette(3)[:] = 0  # a caller's own copy
     np.testing.assert_array_equal(palette(150), large)
+    assert palette(0).shape == (0, 3) and palette(5000).shape == (5000, 3)
+    with pytest.raises(ValueError, match="-1"):
+        palette(-1)
 
 
 def test_palette_colours_are_distinct():
@@ -48,24 +52,8 @@ def test_palette_colours_are_distinct():
     assert nearest(palette(21)) > 0.10
     assert nearest(palette(150)) > 0.04
     assert len(np.unique(palette(1000), axis=0)) == 1000
-
-
-def test_palette_leaves_out_greys_and_extremes():
-    colours = palette(500).astype(int)
-    assert (colours.max(axis=1) - colours.min(axis=1)).min() > 30
-    assert (colours.max(axis=1) > 60).all()
-
-
-def test_palette_of_any_count():
-    assert palette(0).shape == (0, 3)
-    assert palette(5000).shape == (5000, 3)
-    with pytest.raises(ValueError, match="-1"):
-        palette(-1)
-
-
-def test_palette_cannot_be_changed_by_a_caller():
-    palette(3)[:] = 0
-    assert palette(3).any()
+    colours = palette(500).astype(int)  # greys and extremes are left out
+    assert (colours.max(axis=1) - colours.min(axis=1)).min() > 30 and (colours.max(axis=1) > 60).all()
 
 
 def test_oklab_of_known_colours():
@@ -100,13 +88,8 @@ def test_overlay_leaves_ignored_pixels_as_they_are():
     drawn = np.asarray(overlay(photo, mask, NAMES, legend=False))
     # One pixel off the border of the hole, where the contour runs.
     np.testing.assert_array_equal(drawn[101:198, 201:298], np.asarray(photo)[101:198, 201:298])
-
-
-def test_overlay_takes_the_ignore_index_from_the_caller():
-    mask = np.zeros((300, 400), dtype=np.uint8)
-    photo = _photo()
-    drawn = overlay(photo, mask, NAMES, ignore_index=0)
-    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(photo))  # nothing is labelled: no legend either
+    nothing = overlay(photo, np.zeros((300, 400), dtype=np.uint8), NAMES, ignore_index=0)
+    np.testing.assert_array_equal(np.asarray(nothing), np.asarray(photo))  # no label, no legend
 
 
 def test_overlay_draws_the_background_as_the_photo():
@@ -125,6 +108,10 @@ def test_overlay_draws_the_background_as_the_photo():
 
 
 def test_legend_lists_the_classes_present_and_no_other(monkeypatch):
+    drawn = overlay(_photo(), _halves(), NAMES)
+    assert drawn.width == 400 and drawn.height > 300
+    strip = drawn.crop((0, 300, 400, drawn.height))
+    assert [_holds(strip, colour) for colour in palette(len(NAMES))] == [False, True, False, True, False]
     listed = []
     monkeypatch.setattr(visualize, "_legend", lambda width, entries, *_: listed.extend(entries) or _photo(width))
     mask = _halves()
@@ -132,14 +119,6 @@ def test_legend_lists_the_classes_present_and_no_other(monkeypatch):
     overlay(_photo(), mask, NAMES)
     assert [(index, name) for index, name, _ in listed] == [(3, "tree"), (1, "cat")]
     assert [share for _, _, share in listed] == pytest.approx([0.70, 0.25])
-
-
-def test_legend_draws_the_swatches_of_the_classes_present():
-    drawn = overlay(_photo(), _halves(), NAMES)
-    assert drawn.width == 400 and drawn.height > 300
-    strip = drawn.crop((0, 300, 400, drawn.height))
-    colours = palette(len(NAMES))
-    assert [_holds(strip, colour) for colour in colours] == [False, True, False, True, False]
 
 
 def test_legend_wraps_to_the_width_of_the_photo():
@@ -152,14 +131,9 @@ def test_legend_wraps_to_the_width_of_the_photo():
     assert (right_edge == 255).all()  # nothing runs into the margin
 
 
-def test_small_photo_is_enlarged():
-    drawn = overlay(_photo(100, 60), _halves(100, 60), NAMES, legend=False)
-    assert drawn.size == (400, 240)
-    mask = np.zeros((1, 1), dtype=np.int64)
-    assert overlay(_photo(1, 1), mask, NAMES).width >= 320
-
-
-def test_large_photo_gets_a_thicker_contour():
+def test_size_of_the_picture_and_of_its_contours():
+    assert overlay(_photo(100, 60), _halves(100, 60), NAMES, legend=False).size == (400, 240)  # enlarged, to be legible
+    assert overlay(_photo(1, 1), np.zeros((1, 1), dtype=np.int64), NAMES).width >= 320
     drawn = np.asarray(overlay(Image.new("RGB", (1200, 1000)), _halves(1200, 1000), NAMES, alpha=0.0, legend=False))
     assert np.flatnonzero((drawn > 200).all(axis=(0, 2))).tolist() == [298, 299, 300]
 
@@ -170,43 +144,33 @@ def test_any_name_can_be_drawn(name):
     assert drawn.width == 400
 
 
-def test_names_beyond_the_font_stay_identifiable():
-    font = visualize._font(14)
-    assert visualize._legend_name("tree", 3, font) == "tree"
-    assert visualize._legend_name("what?", 3, font) == "what?"
-    assert visualize._legend_name("猫", 3, font) == "#3 ?"
-    assert visualize._legend_name("", 3, font) == "#3"
-    assert visualize._legend_name("two\n lines", 3, font) == "two lines"
-    assert visualize._legend_name("façade", 3, font) in ("façade", "facade")
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("tree", "tree"), ("what?", "what?"), ("猫", "#3 ?"), ("", "#3"), ("two\n lines", "two lines")],
+)
+def test_names_beyond_the_font_stay_identifiable(name, shown):
+    assert visualize._legend_name(name, 3, visualize._font(14)) == shown
 
 
-def test_overlay_takes_any_image_mode():
-    for mode in ("L", "P", "RGBA"):
-        assert overlay(_photo().convert(mode), _halves(), NAMES).mode == "RGB"
-
-
-def test_overlay_refuses_a_mask_of_another_size():
-    with pytest.raises(ValueError, match=r"300 x 400.*400 x 300"):
-        overlay(_photo(), _halves().T, NAMES)
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_overlay_takes_any_image_mode(mode):
+    assert overlay(_photo().convert(mode), _halves(), NAMES).mode == "RGB"
 
 
 @pytest.mark.parametrize(
-    ("mask", "message"),
+    ("mask", "alpha", "message"),
     [
-        (np.zeros((300, 400)), "integers"),
-        (np.zeros((1, 300, 400), dtype=int), "2-d"),
-        (np.full((300, 400), 5), r"\[5\].*5 class names"),
-        (np.full((300, 400), -1), r"\[-1\]"),
+        (np.zeros((400, 300), dtype=int), 0.5, r"300 x 400.*400 x 300"),
+        (np.zeros((300, 400)), 0.5, "integers"),
+        (np.zeros((1, 300, 400), dtype=int), 0.5, "2-d"),
+        (np.full((300, 400), 5), 0.5, r"\[5\].*5 class names"),
+        (np.full((300, 400), -1), 0.5, r"\[-1\]"),
+        (np.zeros((300, 400), dtype=int), 1.5, r"1\.5"),
     ],
 )
-def test_overlay_refuses_masks_that_it_cannot_draw(mask, message):
+def test_overlay_refuses_what_it_cannot_draw(mask, alpha, message):
     with pytest.raises(ValueError, match=message):
-        overlay(_photo(), mask, NAMES)
-
-
-def test_overlay_refuses_an_alpha_outside_the_unit_interval():
-    with pytest.raises(ValueError, match=r"1\.5"):
-        overlay(_photo(), _halves(), NAMES, alpha=1.5)
+        overlay(_photo(), mask, NAMES, alpha=alpha)
 
 
 # ------------------------------------------------------------------------------------- masks, comparisons
@@ -223,16 +187,12 @@ def test_index_mask_survives_a_png(largest, mode):
     np.testing.assert_array_equal(np.asarray(Image.open(buffer)), mask)
 
 
-def test_index_mask_uses_one_mode_for_a_dataset_of_many_classes():
+def test_index_masks_of_a_dataset_have_one_mode():
     mask = np.zeros((4, 4), dtype=np.int64)
-    assert index_mask(mask, num_classes=150).mode == "L"
-    assert index_mask(mask, num_classes=847).mode == "I;16"
-
-
-@pytest.mark.parametrize("mask", [np.array([[-1]]), np.array([[65536]]), np.array([[0.5]]), np.array([1, 2])])
-def test_index_mask_refuses_what_is_no_index(mask):
-    with pytest.raises(ValueError, match="mask"):
-        index_mask(mask)
+    assert (index_mask(mask, num_classes=150).mode, index_mask(mask, num_classes=847).mode) == ("L", "I;16")
+    for wrong in ([[-1]], [[65536]], [[0.5]], [1, 2]):
+        with pytest.raises(ValueError, match="mask"):
+            index_mask(np.array(wrong))
 
 
 def test_side_by_side_scales_to_one_width_and_aligns_at_the_top():
@@ -245,13 +205,7 @@ def test_side_by_side_scales_to_one_width_and_aligns_at_the_top():
     assert (pixels[header : header + 200, -400:] == 80).all()
     assert (pixels[header + 200 :, -400:] == 255).all()
     assert (pixels[:header, :400].min(axis=-1) < 128).any()  # the title
-
-
-def test_side_by_side_without_titles_has_no_header():
-    assert side_by_side([_photo(), _photo()], ["", ""]).height == 300
-
-
-@pytest.mark.parametrize(("images", "titles"), [([], []), ([Image.new("RGB", (9, 9))], ["a", "b"])])
-def test_side_by_side_needs_a_title_per_image(images, titles):
-    with pytest.raises(ValueError, match="titles"):
-        side_by_side(images, titles)
+    assert side_by_side([_photo(), _photo()], ["", ""]).height == 300  # no title, no header
+    for images, titles in (([], []), ([_photo()], ["a", "b"])):
+        with pytest.raises(ValueError, match="titles"):
+            side_by_side(images, titles)

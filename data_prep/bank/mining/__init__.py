@@ -1,11 +1,11 @@
-"""Concept mining: which nouns of a corpus make a bank, and which of them are one concept. Pure functions on counts.
+"""Mine a concept bank from the nouns of a corpus; nouns that are one concept are merged. Pure functions on counts.
 
-The way of the data, one module a step; `propose.mine` goes all the way:
+One module a step; `propose.mine` runs them all:
 
     photos -> `counts`     how many captions hold each noun, and each way to write it
            -> `words`      which strings are one word: number, spelling, plurals with a meaning of their own
-           -> `judge`      which words name something that can be seen, by `sight`
-           -> `evidence`   what the other captions of a photo say; `family`: the same about the kinds of one noun
+           -> `filter`     words that name something that can be seen, by `visual_senses`
+           -> `evidence`   what the other captions of a photo say; `hyponyms`: the same about kinds of one noun
            -> `groups`     which words are one concept
            -> `select`     the concepts that most captions mention: the bank
 
@@ -13,9 +13,9 @@ A dictionary proposes and the photos decide. Two captions of one photo that say 
 one concept for a segmentation; two that say "frisbee" and "dog" show nothing, since neither is a kind of the other.
 """
 
-from data_prep.bank.mining.counts import Mention, mentions_of
-from data_prep.bank.mining.groups import Merge
-from data_prep.bank.mining.propose import Mined, mine
-from data_prep.bank.mining.rules import Rules
+from .counts import Mention, mentions_of
+from .groups import Merge
+from .propose import Mined, mine
+from .rules import Rules
 
 __all__ = ["Mention", "Merge", "Mined", "Rules", "mentions_of", "mine"]

@@ -1,4 +1,4 @@
-"""How often a corpus mentions each noun."""
+"""Count how often a corpus mentions each noun."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ Photo = Sequence[Sequence[Mention]]
 
 @dataclass
 class Counts:
-    """How many captions hold each lemma, and each way to write it.
+    """Captions that hold each lemma, and each way to write it.
 
     Args:
         limit: most lemmas held, which bounds the memory; above it the rarest are forgotten. A lemma that comes back
@@ -56,7 +56,7 @@ class Counts:
 
 
 def mentions_of(captions: Iterable[Caption], surface_forms: bool = True) -> list[list[Mention]]:
-    """The mentions of each caption of a photo; without surface forms the lemma stands for the text."""
+    """Return the mentions of each caption of a photo; without surface forms the lemma stands for the text."""
     return [
         [(concept.text.lower() if surface_forms else concept.lemma, concept.lemma) for concept in caption.concepts]
         for caption in captions

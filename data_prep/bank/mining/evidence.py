@@ -1,18 +1,18 @@
-"""What the other captions of a photo say about two words."""
+"""Count what the other captions of a photo say about two words."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from data_prep.bank.mining.counts import Photo
-from data_prep.bank.mining.judge import Judgement
-from data_prep.bank.mining.sight import Sight
-from data_prep.bank.mining.words import Words, parts
+from .counts import Photo
+from .filter import FilteredWords
+from .visual_senses import VisualSenses
+from .words import Words, parts
 
 
 @dataclass
 class Evidence:
-    """How often the other captions of a photo use another word.
+    """Photos whose other captions use another word.
 
     Args:
         words: the words.
@@ -38,24 +38,24 @@ class Evidence:
         self.together.update(joint)
 
     def share(self, word: str, other: str, witnesses: int) -> float | None:
-        """Share of the photos of `word` whose other captions use `other`; None where too few photos can tell."""
+        """Return the share of photos of `word` whose other captions use `other`; None where too few photos can tell."""
         photos = self.photos[word]
         if photos < max(witnesses, 1) or other not in self.pairs.get(word, ()):
             return None
         return self.together[word, other] / photos
 
 
-def candidate_pairs(words: Words, judgement: Judgement, sight: Sight | None) -> dict[str, frozenset[str]]:
-    """Words that may be one concept: a compound and its head, words with a shared meaning, a word and its kinds."""
+def candidate_pairs(words: Words, filtered: FilteredWords, visual: VisualSenses | None) -> dict[str, frozenset[str]]:
+    """Return words that may be one concept: compound and head, words with a shared sense, a word and its hyponyms."""
     by_meaning: dict[str, list[str]] = {}
-    for word, synset in judgement.meaning.items():
+    for word, synset in filtered.meaning.items():
         by_meaning.setdefault(synset, []).append(word)
-    pairs: dict[str, set[str]] = {word: set() for word in judgement.kept}
-    for word in judgement.kept:
-        others: set[str] = {parts(word)[1]} & judgement.kept
-        if sight is not None:
-            for synset in sight.weights(words.listed(word)):
-                for kind in sight.lexicon.kinds(synset):
+    pairs: dict[str, set[str]] = {word: set() for word in filtered.kept}
+    for word in filtered.kept:
+        others: set[str] = {parts(word)[1]} & filtered.kept
+        if visual is not None:
+            for synset in visual.weights(words.listed(word)):
+                for kind in visual.lexicon.kinds(synset):
                     others.update(by_meaning.get(kind, ()))
         for other in others - {word}:  # which of the two is the more frequent one comes out later
             pairs[word].add(other)

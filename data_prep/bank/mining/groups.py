@@ -1,14 +1,14 @@
-"""Which words are one concept."""
+"""Merge words that are one concept."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from data_prep.bank.mining.evidence import Evidence
-from data_prep.bank.mining.family import Family
-from data_prep.bank.mining.judge import Judgement
-from data_prep.bank.mining.rules import Rules
-from data_prep.bank.mining.sight import Sight
-from data_prep.bank.mining.words import Words, letters, parts, root_of
+from .evidence import Evidence
+from .filter import FilteredWords
+from .hyponyms import HyponymGroup
+from .rules import Rules
+from .visual_senses import VisualSenses
+from .words import Words, letters, parts, root_of
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Merge:
 
 def group(
     words: Words,
-    judgement: Judgement,
+    filtered: FilteredWords,
     evidence: Evidence,
-    families: Sequence[Family],
-    sight: Sight | None,
+    hyponym_groups: Sequence[HyponymGroup],
+    visual: VisualSenses | None,
     rules: Rules,
 ) -> list[Merge]:
-    """Which words are one concept, by word; a word without a merge is one of its own."""
-    grouping = _Grouping(words, judgement, evidence, sight, rules)
+    """Return the merges of words that are one concept, by word; a word without a merge is a concept of its own."""
+    grouping = _Grouping(words, filtered, evidence, visual, rules)
     grouping.settle_meanings()
-    for family in families:
-        grouping.fold(family)
+    for hyponyms in hyponym_groups:
+        grouping.fold(hyponyms)
     grouping.join_spellings()
     grouping.join_synonyms()
     grouping.join_kinds()
@@ -48,17 +48,17 @@ def group(
 
 
 class _Grouping:
-    """The state of `group`: what the words mean, and which of them have been merged so far."""
+    """The state of `group`: senses of the words, and the merges so far."""
 
     def __init__(
-        self, words: Words, judgement: Judgement, evidence: Evidence, sight: Sight | None, rules: Rules
+        self, words: Words, filtered: FilteredWords, evidence: Evidence, visual: VisualSenses | None, rules: Rules
     ) -> None:
         self.words = words
         self.evidence = evidence
-        self.sight = sight
+        self.visual = visual
         self.rules = rules
-        self.alive = set(judgement.kept)
-        self.meaning = dict(judgement.meaning)
+        self.unmerged = set(filtered.kept)
+        self.meaning = dict(filtered.meaning)
         self.merges = {word: Merge(word, into, "number") for word, into in words.merged.items()}
         self.parents = dict(words.merged)
         self.refused: set[tuple[str, str]] = set()
@@ -68,7 +68,7 @@ class _Grouping:
 
         The dictionary does not know whether a bike is a bicycle or a motorcycle; the other captions of its photos do.
         """
-        if self.sight is None:
+        if self.visual is None:
             return
         by_meaning: dict[str, list[str]] = {}
         for word, synset in self.meaning.items():
@@ -76,9 +76,9 @@ class _Grouping:
         chosen: dict[str, str] = {}
         for word in self.meaning:
             known = self.words.listed(word)
-            if self.sight.settled(known):
+            if self.visual.settled(known):
                 continue
-            weights = self.sight.weights(known)
+            weights = self.visual.weights(known)
             shares = {
                 synset: max((self._share(word, rival) or 0.0 for rival in by_meaning.get(synset, ())), default=0.0)
                 for synset in weights
@@ -88,30 +88,30 @@ class _Grouping:
                 chosen[word] = best
         self.meaning.update(chosen)
 
-    def fold(self, family: Family) -> None:
-        """Merge the family into its noun; a word that the photos refuse loses that meaning."""
-        assert self.sight is not None
-        for word, share in family.fold().items():
-            if word in self.alive:
-                self._join(word, family.noun, "fold", share)
-        for word in sorted(family.asked & self.alive):
-            self.refused.add((word, family.noun))
-            if word in self.meaning and family.has(self.meaning[word]):
-                left = self.sight.meaning(self.words.listed(word), without=family.has)
+    def fold(self, hyponyms: HyponymGroup) -> None:
+        """Merge hyponyms into their noun; a word that the photos refuse loses that sense."""
+        assert self.visual is not None
+        for word, share in hyponyms.fold().items():
+            if word in self.unmerged:
+                self._join(word, hyponyms.noun, "fold", share)
+        for word in sorted(hyponyms.asked & self.unmerged):
+            self.refused.add((word, hyponyms.noun))
+            if word in self.meaning and hyponyms.has(self.meaning[word]):
+                left = self.visual.meaning(self.words.listed(word), without=hyponyms.has)
                 del self.meaning[word]
                 if left is not None:
                     self.meaning[word] = left
 
     def join_spellings(self) -> None:
         """Merge words of the same letters, unless they mean different things."""
-        for first, *others in self._equal(self.alive, letters):
+        for first, *others in self._equal(self.unmerged, letters):
             for word in others:
                 if self.meaning.get(word) == self.meaning.get(first):
                     self._join(word, first, "spelling")
 
     def join_synonyms(self) -> None:
         """Merge words of one meaning, unless the photos say otherwise or neither they nor the dictionary know."""
-        for first, *others in self._equal(self.alive & self.meaning.keys(), self.meaning.__getitem__):
+        for first, *others in self._equal(self.unmerged & self.meaning.keys(), self.meaning.__getitem__):
             for word in others:
                 share = self._share(word, first)
                 if self._sure(word) and self._sure(first):
@@ -123,7 +123,7 @@ class _Grouping:
 
     def join_kinds(self) -> None:
         """Merge words, rare ones first, into a more general one: their head, or what they are a kind of."""
-        for word in sorted(self.alive, key=lambda word: (self.words.counts[word], word)):
+        for word in sorted(self.unmerged, key=lambda word: (self.words.counts[word], word)):
             others = self.evidence.pairs.get(word, ())
             roots = {other: root for other in others if (root := root_of(other, self.parents)) != word}
             above = self._above(word, roots)
@@ -132,16 +132,16 @@ class _Grouping:
                 self._join(word, roots[found.into], found.reason, found.share)
 
     def _above(self, word: str, others: Iterable[str]) -> dict[str, int]:
-        """The more frequent words of which the word is a kind, nearest first, to the steps between their meanings."""
-        if self.sight is None or word not in self.meaning:
+        """Return the more frequent hypernyms of a word, nearest first, with the steps between their senses."""
+        if self.visual is None or word not in self.meaning:
             return {}
-        counts, kinds = self.words.counts, self.sight.lexicon.kinds(self.meaning[word])
+        counts, kinds = self.words.counts, self.visual.lexicon.kinds(self.meaning[word])
         steps = {other: kinds.get(self.meaning.get(other, ""), 0) for other in others if counts[other] > counts[word]}
         above = [other for other in steps if steps[other] > 0 and not self._most_general(other)]
         return {other: steps[other] for other in sorted(above, key=lambda other: (steps[other], -counts[other], other))}
 
     def _backed(self, word: str, above: Iterable[str]) -> Merge | None:
-        """Into the general word that most photos of the word use besides."""
+        """Merge into the hypernym that most photos of the word use besides."""
         shares = {other: self._share(word, other) or 0.0 for other in above}
         best = max(shares, key=lambda other: shares[other], default=word)
         if shares.get(best, 0.0) < self.rules.same:
@@ -149,20 +149,20 @@ class _Grouping:
         return Merge(word, best, "compound" if best == parts(word)[1] else "kind", shares[best])
 
     def _by_head(self, word: str, others: Iterable[str]) -> Merge | None:
-        """A compound into its head, unless it may be a name of its own, such as "hot dog"."""
+        """Merge a compound into its head, unless it may be a name of its own, such as "hot dog"."""
         head = parts(word)[1]
         if head == word or head not in others:
             return None
         share = self._share(word, head)
         rare = self.words.counts[word] < self.rules.min_count
-        if word in self.meaning or (self.sight is None and not rare):
+        if word in self.meaning or (self.visual is None and not rare):
             one = share is not None and share >= self.rules.same
         else:
             one = share is None or share >= self.rules.denied
         return Merge(word, head, "compound", share) if one else None
 
     def _nearest(self, word: str, above: dict[str, int]) -> Merge | None:
-        """A rare word into the most frequent one that is just above it, where the dictionary is sure of both."""
+        """Merge a rare word into its most frequent direct hypernym, where the dictionary is sure of both."""
         near = [other for other, steps in above.items() if steps == 1 and self._sure(other)]
         rare = self.words.counts[word] < self.rules.min_count
         return Merge(word, near[0], "kind") if rare and near and self._sure(word) else None
@@ -170,10 +170,10 @@ class _Grouping:
     def _join(self, word: str, into: str, reason: str, share: float | None = None) -> None:
         self.merges[word] = Merge(word, into, reason, share)
         self.parents[word] = into
-        self.alive.discard(word)
+        self.unmerged.discard(word)
 
     def _equal(self, words: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:
-        """Words of equal key, two or more, the most frequent first; in a fixed order."""
+        """Return words of equal key, two or more, the most frequent first; in a fixed order."""
         groups: dict[str, list[str]] = {}
         for word in sorted(words, key=lambda word: (-self.words.counts[word], word)):
             groups.setdefault(key(word), []).append(word)
@@ -183,13 +183,13 @@ class _Grouping:
         return self.evidence.share(word, other, self.rules.witnesses)
 
     def _sure(self, word: str) -> bool:
-        """Whether the dictionary leaves little doubt about what the word means."""
-        assert self.sight is not None
+        """Tell whether the dictionary leaves little doubt about what the word means."""
+        assert self.visual is not None
         meaning = self.meaning[word]
-        return self.sight.share(self.words.listed(word), lambda synset: synset == meaning) >= self.rules.sure
+        return self.visual.share(self.words.listed(word), lambda synset: synset == meaning) >= self.rules.sure
 
     def _most_general(self, word: str) -> bool:
-        """Whether a word is one of the dictionary's beginnings: "food" shall not swallow "sandwich"."""
-        assert self.sight is not None
-        senses = self.sight.lexicon.senses(self.words.listed(word))
+        """Tell whether a word is one of the dictionary's beginnings: "sandwich" must not be merged into "food"."""
+        assert self.visual is not None
+        senses = self.visual.lexicon.senses(self.words.listed(word))
         return any(sense.synset == self.meaning[word] and sense.lexname == "noun.Tops" for sense in senses)

@@ -1,19 +1,20 @@
-"""From a corpus to a bank."""
+"""Propose a bank from a corpus."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from data_prep.bank.mining.counts import Counts, Photo
-from data_prep.bank.mining.evidence import Evidence, candidate_pairs
-from data_prep.bank.mining.family import Family
-from data_prep.bank.mining.groups import Merge, group
-from data_prep.bank.mining.judge import Judgement, judge
-from data_prep.bank.mining.rules import Rules
-from data_prep.bank.mining.select import entries_of, select, tally_of
-from data_prep.bank.mining.sight import Lexicon, Sight
-from data_prep.bank.mining.words import Words, root_of, word_table
 from simzss.concepts.bank import Entry
+
+from .counts import Counts, Photo
+from .evidence import Evidence, candidate_pairs
+from .filter import FilteredWords, filter_words
+from .groups import Merge, group
+from .hyponyms import HyponymGroup
+from .rules import Rules
+from .select import entries_of, select, tally_of
+from .visual_senses import Lexicon, VisualSenses
+from .words import Words, root_of, word_table
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Mined:
         concepts: the bank, most frequent first.
         words: the words of the corpus.
         merges: words that are no concept of their own, by word.
-        dropped: words that are not in the bank, to the reason: those of `Judgement`, "excluded", "size".
+        dropped: words that are not in the bank, to the reason: those of `FilteredWords`, "excluded", "size".
         counts: what was counted.
         first: see `Tally`.
     """
@@ -67,39 +68,39 @@ def mine(
     counts = Counts(limit)
     for photo in photos:
         counts.add(photo)
-    sight = Sight(lexicon) if lexicon is not None else None
-    words = word_table(counts, sight, rules)
-    judgement = judge(words, stop, sight, rules)
-    merges = merges_of(photos, words, judgement, sight, rules)
+    visual = VisualSenses(lexicon) if lexicon is not None else None
+    words = word_table(counts, visual, rules)
+    filtered = filter_words(words, stop, visual, rules)
+    merges = merges_of(photos, words, filtered, visual, rules)
     parents = {merge.word: merge.into for merge in merges}
     # A plural of a dropped word is dropped with it.
-    merges = [merge for merge in merges if root_of(merge.word, parents) not in judgement.dropped]
-    entries = entries_of(words, judgement.kept, {merge.word: merge.into for merge in merges}, rules)
+    merges = [merge for merge in merges if root_of(merge.word, parents) not in filtered.dropped]
+    entries = entries_of(words, filtered.kept, {merge.word: merge.into for merge in merges}, rules)
     chosen, out = select(photos, entries, excluded, rules)
     tally = tally_of(photos, (entries[root] for root in chosen))
     concepts = [Chosen(entries[root], tally.captions[i], tally.mentions[i]) for i, root in enumerate(chosen)]
-    dropped = _dropped(words, parents, {**judgement.dropped, **out}, rules)
+    dropped = _dropped(words, parents, {**filtered.dropped, **out}, rules)
     return Mined(concepts, words, merges, dropped, counts, tally.first)
 
 
 def merges_of(
-    photos: Iterable[Photo], words: Words, judgement: Judgement, sight: Sight | None, rules: Rules
+    photos: Iterable[Photo], words: Words, filtered: FilteredWords, visual: VisualSenses | None, rules: Rules
 ) -> list[Merge]:
-    """Which words are one concept, by what the captions of a photo say about each other."""
-    evidence = Evidence(words, candidate_pairs(words, judgement, sight))
-    families = []
-    if sight is not None:
-        nouns = [noun for noun in rules.fold if noun in judgement.kept and sight.lexicon.senses(noun)]
-        families = [Family(noun, words, judgement, sight, rules) for noun in nouns]
+    """Merge words that are one concept, by what the captions of a photo say about each other."""
+    evidence = Evidence(words, candidate_pairs(words, filtered, visual))
+    hyponym_groups = []
+    if visual is not None:
+        nouns = [noun for noun in rules.fold if noun in filtered.kept and visual.lexicon.senses(noun)]
+        hyponym_groups = [HyponymGroup(noun, words, filtered, visual, rules) for noun in nouns]
     for photo in photos:
         evidence.add(photo)
-        for family in families:
-            family.add(photo)
-    return group(words, judgement, evidence, families, sight, rules)
+        for hyponyms in hyponym_groups:
+            hyponyms.add(photo)
+    return group(words, filtered, evidence, hyponym_groups, visual, rules)
 
 
 def _dropped(words: Words, parents: Mapping[str, str], reasons: Mapping[str, str], rules: Rules) -> dict[str, str]:
-    """Words that are not in the bank, to the reason, by the reasons of the words that they join in the end."""
+    """Return words that are not in the bank, with the reason of the word that they join in the end."""
     dropped: dict[str, str] = {}
     for word in sorted(words.counts):
         reason = reasons.get(root_of(word, parents))

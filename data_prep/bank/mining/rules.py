@@ -1,17 +1,17 @@
-"""The numbers that decide."""
+"""Thresholds of the mining."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Numbers that decide. Shares lie between 0 and 1.
+    """Thresholds of the mining. Shares lie between 0 and 1.
 
     Attributes:
         size: most concepts in the bank.
         min_count: fewest captions that mention a concept of the bank.
         synonym_count: fewest captions that mention a word of the bank, synonyms included.
-        fold: nouns that swallow their kinds, since a mask does not tell them apart.
+        fold: nouns that their hyponyms are merged into, since a mask does not tell them apart.
         sure: share of a noun's uses that a meaning must have to count without photos that speak for it.
         certain: share of a noun's uses that must mean a kind of a folded noun to fold it with little asking.
         witnesses: fewest photos with another caption that can speak for or against a merge.

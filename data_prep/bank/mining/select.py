@@ -1,14 +1,15 @@
-"""The bank: the concepts that most captions mention."""
+"""Select the concepts that most captions mention."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from data_prep.bank.mining.counts import Photo
-from data_prep.bank.mining.rules import Rules
-from data_prep.bank.mining.words import Words, root_of
 from simzss.concepts.bank import ConceptBank, Entry
 from simzss.concepts.concept import Concept
+
+from .counts import Photo
+from .rules import Rules
+from .words import Words, root_of
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Tally:
 
 
 def tally_of(photos: Iterable[Photo], entries: Iterable[Entry]) -> Tally:
-    """How often the photos mention each entry."""
+    """Count how often the photos mention each entry."""
     tally = Tally(ConceptBank(list(entries), surface_forms=True))
     for photo in photos:
         tally.add(photo)
@@ -48,7 +49,7 @@ def tally_of(photos: Iterable[Photo], entries: Iterable[Entry]) -> Tally:
 
 
 def entries_of(words: Words, kept: Iterable[str], parents: Mapping[str, str], rules: Rules) -> dict[str, Entry]:
-    """The root of each group of words to its entry, synonyms by frequency.
+    """Return the root of each group of words with its entry, synonyms by frequency.
 
     Args:
         words: the words of the corpus.
@@ -70,7 +71,7 @@ def entries_of(words: Words, kept: Iterable[str], parents: Mapping[str, str], ru
 def select(
     photos: Iterable[Photo], entries: Mapping[str, Entry], excluded: frozenset[str], rules: Rules
 ) -> tuple[list[str], dict[str, str]]:
-    """The groups that most captions mention, and why the others are not in the bank.
+    """Select the groups that most captions mention, and tell why the others are not in the bank.
 
     Returns:
         Roots of the bank, most frequent first (ties by name); the other roots to "excluded", "rare" or "size".

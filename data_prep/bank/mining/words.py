@@ -1,12 +1,12 @@
-"""Which strings of a corpus are one word."""
+"""Find the strings of a corpus that are one word."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from data_prep.bank.mining.counts import Counts, Mention
-from data_prep.bank.mining.rules import Rules
-from data_prep.bank.mining.sight import Lexicon, Sight
+from .counts import Counts, Mention
+from .rules import Rules
+from .visual_senses import Lexicon, VisualSenses
 
 _GAP = re.compile(r"[ '’-]")
 _NEARLY_ALWAYS = 0.9  # share of a word's captions that write its plural, from which the plural names it
@@ -33,26 +33,26 @@ class Words:
     known_as: dict[str, str]
 
     def of(self, mention: Mention) -> str | None:
-        """The word of a mention; its text is tried before its lemma, as in `ConceptBank.lookup`."""
+        """Return the word of a mention; its text is tried before its lemma, as in `ConceptBank.lookup`."""
         text, lemma = mention
         return self.strings.get(text) or self.strings.get(lemma)
 
     def of_caption(self, mentions: Iterable[Mention]) -> set[str]:
-        """The words of a caption."""
+        """Return the words of a caption."""
         return {word for mention in mentions if (word := self.of(mention)) is not None}
 
     def listed(self, word: str) -> str:
-        """How a lexicon knows the word: "clothe" as "clothes", "surf board" as "surfboard"."""
+        """Return the word as the lexicon knows it: "clothe" as "clothes", "surf board" as "surfboard"."""
         modifier, head = parts(word)
         return self.known_as.get(word) or f"{modifier} {self.known_as.get(head, head)}".strip()
 
     def in_bank(self, word: str) -> list[str]:
-        """How a word stands in a bank: what lives in the plural by that, then by its lemma."""
+        """Return the strings of a word in a bank: what lives in the plural by that, then by its lemma."""
         return [self.plurals[word], word] if word in self.plurals else [word]
 
 
-def word_table(counts: Counts, sight: Sight | None, rules: Rules) -> Words:
-    """Which strings of a corpus are one word.
+def word_table(counts: Counts, visual: VisualSenses | None, rules: Rules) -> Words:
+    """Group the strings of a corpus that are one word.
 
     "bikinis", which the lemmatizer missed, is "bikini". "glasses" is not "glass": it is nearly always written so, and
     the dictionary lists it with a meaning of its own.
@@ -64,14 +64,14 @@ def word_table(counts: Counts, sight: Sight | None, rules: Rules) -> Words:
         number, written = counts.forms[lemma][plural], counts.forms[lemma].total()
         if number < max(rules.plural * written, rules.min_count):
             continue
-        listed = bool(sight and sight.weights(plural))
-        if sight and listed and found[lemma] - number >= rules.min_count and not sight.share_a_meaning(lemma, plural):
+        listed = bool(visual and visual.weights(plural))
+        if visual and listed and found[lemma] - number >= rules.min_count and not visual.share_a_meaning(lemma, plural):
             found[plural], found[lemma] = number, found[lemma] - number
         elif number >= _NEARLY_ALWAYS * written:
             plurals[lemma] = plural
             if listed:
                 known_as[lemma] = plural
-    lexicon = sight.lexicon if sight is not None else None
+    lexicon = visual.lexicon if visual is not None else None
     if lexicon is not None:
         frequent = [word for word in found if found[word] >= rules.synonym_count and word not in known_as]
         known_as.update((word, spelled) for word in frequent if (spelled := _spelled(word, lexicon)) is not None)
@@ -86,25 +86,25 @@ def word_table(counts: Counts, sight: Sight | None, rules: Rules) -> Words:
 
 
 def parts(word: str) -> tuple[str, str]:
-    """The modifier of a compound, empty for a single noun, and its head."""
+    """Return the modifier of a compound, empty for a single noun, and its head."""
     modifier, _, head = word.rpartition(" ")
     return modifier, head
 
 
 def letters(word: str) -> str:
-    """A word without what stands between its parts."""
+    """Return a word without what stands between its parts."""
     return _GAP.sub("", word)
 
 
 def root_of(word: str, parents: Mapping[str, str]) -> str:
-    """What a word joins in the end, by what each word joins; itself if it joins none."""
+    """Return what a word joins in the end, by what each word joins; itself if it joins none."""
     while word in parents:
         word = parents[word]
     return word
 
 
 def _plurals(counts: Counts) -> Iterator[tuple[str, str]]:
-    """Each lemma that is written otherwise, and its most frequent other form."""
+    """Yield each lemma that is written otherwise, and its most frequent other form."""
     owner: dict[str, str] = {}  # a string is in the bank once: "leaves" goes to "leaf" or to "leave"
     for lemma, forms in sorted(counts.forms.items()):
         for text in forms:
@@ -118,13 +118,13 @@ def _plurals(counts: Counts) -> Iterator[tuple[str, str]]:
 
 
 def _differ_in_number(text: str, lemma: str) -> bool:
-    """Whether two strings may differ in number alone: "shorts" and "short", but not "tan colored dog" and "tan dog"."""
+    """Tell whether strings may differ in number alone: "shorts" and "short", not "tan colored dog" and "tan dog"."""
     words, others = text.split(), lemma.split()
     return text != lemma and len(words) == len(others) and words[-1][:2] == others[-1][:2]
 
 
 def _spelled(word: str, lexicon: Lexicon) -> str | None:
-    """The word as the lexicon spells it, apart or in one: "surf board" as "surfboard", "pitbull" as "pit bull"."""
+    """Return the lexicon's spelling, apart or in one: "surf board" as "surfboard", "pitbull" as "pit bull"."""
     if lexicon.senses(word):
         return None
     joined = letters(word)
@@ -133,7 +133,7 @@ def _spelled(word: str, lexicon: Lexicon) -> str | None:
 
 
 def _singular(word: str, found: Mapping[str, int], lexicon: Lexicon | None, forms: Iterable[str]) -> str | None:
-    """The most frequent word of the corpus of which `word` is the plural, unless `word` is the more frequent one."""
+    """Return the most frequent word of which `word` is the plural, unless `word` is the more frequent one."""
     modifier, head = parts(word)
     candidates = [f"{modifier} {single}".strip() for single in _singulars(head, lexicon)]
     if modifier:
@@ -148,7 +148,7 @@ def _singular(word: str, found: Mapping[str, int], lexicon: Lexicon | None, form
 
 
 def _singulars(form: str, lexicon: Lexicon | None) -> list[str]:
-    """What a noun may be the plural of."""
+    """Return the nouns that a noun may be the plural of."""
     if lexicon is not None:
         base = None if lexicon.senses(form) else lexicon.base(form)  # "glass" is a word of its own
         return [base] if base is not None and base != form else []

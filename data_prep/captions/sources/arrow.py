@@ -1,9 +1,9 @@
-"""Captions in Arrow columns, of parquet files and of `datasets` folders alike."""
+"""Read captions in Arrow columns, of parquet files and of `datasets` folders."""
 
 from typing import Any
 
-from data_prep.captions.sources.settings import need
-from simzss.errors import InputError, nearest
+from simzss.errors import DataError, nearest
+from simzss.extras import need
 
 
 def require_column(column: str, setting: str, known: list[str], file: str) -> None:
@@ -14,21 +14,21 @@ def require_column(column: str, setting: str, known: list[str], file: str) -> No
         file: setting and path of the file, for the message.
 
     Raises:
-        InputError: names the nearest columns.
+        DataError: names the nearest columns.
     """
     if known.count(column) > 1:
-        raise InputError(f"{file} has {known.count(column)} columns {column!r}")
+        raise DataError(f"{file} has {known.count(column)} columns {column!r}")
     if column not in known:
-        raise InputError(f"{file} has no column {column!r}: give {setting}=NAME; {nearest(column, known)}")
+        raise DataError(f"{file} has no column {column!r}: give {setting}=NAME; {nearest(column, known)}")
 
 
 def require_text(kind: Any, setting: str, column: str, file: str, lists: bool = False) -> None:
     """Refuse a column of another Arrow type than text, or a list of texts with `lists`.
 
     Raises:
-        InputError: names the type.
+        DataError: names the type.
     """
-    types = need("pyarrow").types
+    types = need("pyarrow", "prep").types
     inner = kind
     if lists and (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
         inner = kind.value_type
@@ -37,11 +37,11 @@ def require_text(kind: Any, setting: str, column: str, file: str, lists: bool = 
     # A column without a single value has the type null.
     if not (types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner)
             or types.is_null(inner)):  # fmt: skip
-        raise InputError(f"{file}: {setting}={column} holds {kind}, not text")
+        raise DataError(f"{file}: {setting}={column} holds {kind}, not text")
 
 
 def read_texts(scalar: Any) -> list[str | None]:
-    """The captions of a value, which is one text or a list of them; None where one is not UTF-8.
+    """Return the captions of a value, which is one text or a list of them; None for one that is not UTF-8.
 
     Arrow does not check its texts, so that a file may hold any bytes.
     """
@@ -52,7 +52,7 @@ def read_texts(scalar: Any) -> list[str | None]:
 
 
 def read_text(scalar: Any) -> str | None:
-    """A text, empty where there is none, None where it is not UTF-8."""
+    """Return a text, empty where there is none, None where it is not UTF-8."""
     try:
         return scalar.as_py() or ""
     except UnicodeDecodeError:

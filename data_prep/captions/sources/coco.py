@@ -3,26 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-from data_prep.captions.sources.files import FileSource, require_images
-from data_prep.captions.sources.grouping import Grouping, GroupingWriter, write_grouping
-from data_prep.captions.sources.json_lists import read_lists
-from data_prep.captions.sources.settings import SourceSettings
-from simzss.errors import InputError
+from simzss.errors import DataError
+
+from ..settings import SourceSettings
+from .files import FileSource, require_images
+from .grouping import Grouping, GroupingWriter, write_grouping
+from .json_lists import read_lists
 
 
 def open_coco(settings: SourceSettings, scratch: Path) -> FileSource:
-    """Images in the order of the file, each with its captions in theirs.
+    """Open images in the order of the file, each with its captions.
 
     Raises:
-        InputError: folder missing or without images, JSON of another shape, or not one image of it is there.
+        DataError: folder missing or without images, JSON of another shape, or not one image of it is there.
     """
     assert settings.images is not None and settings.captions is not None
-    folder, captions = Path(settings.images), Path(settings.captions)
+    folder, captions = settings.images, settings.captions
     require_images(folder)
     database = scratch / "coco.sqlite"
     with write_grouping(database) as writer:
         _read(captions, writer)
-    source = FileSource(str(captions), folder, Grouping(database), settings.samples_per_task, listed=True)
+    source = FileSource(str(captions), folder, Grouping(database), settings.samples_per_shard, listed=True)
     source.require_any("images")
     return source
 
@@ -31,7 +32,7 @@ def _read(path: Path, writer: GroupingWriter) -> None:
     """Pass the file through once: images and captions come in either order.
 
     Raises:
-        InputError: no JSON, or of another shape.
+        DataError: no JSON, or of another shape.
     """
     try:
         for key, entry in read_lists(path, ("images", "annotations")):
@@ -41,16 +42,16 @@ def _read(path: Path, writer: GroupingWriter) -> None:
             else:
                 writer.add_text(_key(_id(entry["image_id"])), _text(entry["caption"], "caption"))
     except (KeyError, TypeError) as error:
-        raise InputError(f"captions={path} is no COCO captions file: it needs images[].id, images[].file_name, "
+        raise DataError(f"captions={path} is no COCO captions file: it needs images[].id, images[].file_name, "
                          f"annotations[].image_id and annotations[].caption ({error!r})") from error  # fmt: skip
     except FileNotFoundError as error:
-        raise InputError(f"captions={path} does not exist") from error
+        raise DataError(f"captions={path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"captions={path} is not readable JSON: {error}") from error
+        raise DataError(f"captions={path} is not readable JSON: {error}") from error
 
 
 def _id(value: Any) -> int | str:
-    """An id as a number or text.
+    """Return an id as a number or text.
 
     Raises:
         TypeError: it is neither, and cannot be looked up.
@@ -63,7 +64,7 @@ def _id(value: Any) -> int | str:
 
 
 def _key(image_id: int | str) -> str:
-    """1 and "1" are two ids."""
+    """Return the key of an id: 1 and "1" are two."""
     return str(image_id) if isinstance(image_id, int) else repr(image_id)
 
 

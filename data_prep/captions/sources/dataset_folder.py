@@ -1,4 +1,4 @@
-"""A folder that `datasets` wrote with `save_to_disk`: Arrow files, read in place.
+"""Read a folder that `datasets` wrote with `save_to_disk`: Arrow files, in place.
 
 Nothing of the folder is executed or unpickled, and nothing is looked up elsewhere: it is Arrow and JSON on this disk.
 """
@@ -10,12 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.captions.records import Dropped, RawSample, Task
-from data_prep.captions.sources.arrow import read_text, read_texts, require_column, require_text
-from data_prep.captions.sources.settings import SourceSettings, need
-from data_prep.captions.sources.texts import MISSING, NOT_UTF8, OUTSIDE, sort_captions
 from simzss.data.shards import IMAGE_SUFFIXES
-from simzss.errors import InputError, nearest
+from simzss.errors import DataError, nearest
+from simzss.extras import need
+
+from ..records import Dropped, RawSample, Task
+from ..settings import SourceSettings
+from .arrow import read_text, read_texts, require_column, require_text
+from .texts import MISSING, NOT_UTF8, OUTSIDE, sort_captions
 
 _NO_IMAGE = "row without an image"
 _UNKNOWN_FORMAT = f"image is none of {', '.join(IMAGE_SUFFIXES)}"
@@ -46,7 +48,7 @@ class DatasetSource:
         return -(-self.rows // self.size)
 
     def tasks(self) -> Iterator[Task]:
-        """The ranges in order."""
+        """Yield the ranges in order."""
         for number, start in enumerate(range(0, self.rows, self.size)):
             stop = min(start + self.size, self.rows)
             payload = {"folder": self.folder, "split": self.split, "start": start, "stop": stop}
@@ -54,33 +56,33 @@ class DatasetSource:
             yield Task(number, f"{self.label}, rows {start} to {stop - 1}", payload, stamp)
 
     def dropped(self) -> Iterator[Dropped]:
-        """Nothing: every row is in a task."""
+        """Yield nothing: every row is in a task."""
         return iter(())
 
 
 def open_dataset(settings: SourceSettings) -> DatasetSource:
-    """The rows of a dataset, or of one of its splits.
+    """Open the rows of a dataset, or of one of its splits.
 
     Raises:
-        InputError: no such folder, no dataset in it, an unknown split or column, or a column of another type.
+        DataError: no such folder, no dataset in it, an unknown split or column, or a column of another type.
     """
     assert settings.dataset is not None
-    folder = Path(settings.dataset)
+    folder = settings.dataset
     opened = _load(folder.absolute(), settings.dataset_split)
     _require_columns(opened, settings, f"dataset={folder}")
     return DatasetSource(
-        str(folder), str(folder.absolute()), settings.dataset_split, len(opened), settings.samples_per_task,
+        str(folder), str(folder.absolute()), settings.dataset_split, len(opened), settings.samples_per_shard,
         _state(opened),
     )  # fmt: skip
 
 
 def read_dataset(payload: dict[str, Any], settings: SourceSettings) -> Iterator[RawSample | Dropped]:
-    """The samples of a range of rows, one row at a time; images are passed on as they are stored.
+    """Yield the samples of a range of rows, one row at a time; images are passed on as they are stored.
 
     Raises:
-        InputError: the folder cannot be read (any more).
+        DataError: the folder cannot be read (any more).
     """
-    pyarrow = need("pyarrow")
+    pyarrow = need("pyarrow", "prep")
     folder = Path(payload["folder"])
     opened = _load(folder, payload["split"])
     _require_columns(opened, settings, f"dataset={folder}")
@@ -91,13 +93,13 @@ def read_dataset(payload: dict[str, Any], settings: SourceSettings) -> Iterator[
             row = rows[number : number + 1]
             image, captions = row[settings.image_column][0], row[settings.caption_column][0]
         except (OSError, IndexError, pyarrow.ArrowException) as error:
-            raise InputError(f"row {number} of dataset={folder} cannot be read: {_line(error)}") from error
+            raise DataError(f"row {number} of dataset={folder} cannot be read: {_line(error)}") from error
         yield from _sample(number, image, captions, folder)
 
 
 def _sample(number: int, image: Any, captions: Any, folder: Path) -> Iterator[RawSample | Dropped]:
     data, path = _stored(image)
-    place = path or f"row {number}"
+    where = path or f"row {number}"
     if data is None and path:
         # Saving puts the files into the folder's Arrow files; what is not there may only be below the folder.
         try:
@@ -110,13 +112,13 @@ def _sample(number: int, image: Any, captions: Any, folder: Path) -> Iterator[Ra
             yield Dropped("image", path, OUTSIDE)
             return
     if data is None:
-        yield Dropped("image", place, _NO_IMAGE)
+        yield Dropped("image", where, _NO_IMAGE)
         return
     name = path
     if Path(path).suffix.lower().lstrip(".") not in IMAGE_SUFFIXES:
         suffix = _suffix(data)
         if suffix is None:
-            yield Dropped("image", place, _UNKNOWN_FORMAT)
+            yield Dropped("image", where, _UNKNOWN_FORMAT)
             return
         name = f"{path or f'{number:09d}'}.{suffix}"
     texts = read_texts(captions)
@@ -128,7 +130,7 @@ def _sample(number: int, image: Any, captions: Any, folder: Path) -> Iterator[Ra
 
 
 def _stored(image: Any) -> tuple[bytes | None, str]:
-    """Bytes and path of an image value, None and empty where it has none."""
+    """Return bytes and path of an image value, None and empty where it has none."""
     if not image.is_valid or not hasattr(image, "keys"):
         return image.as_py(), ""
     fields = {key: image[key] for key in ("bytes", "path") if key in image}
@@ -137,13 +139,13 @@ def _stored(image: Any) -> tuple[bytes | None, str]:
 
 
 def _load(folder: Path, split: str | None) -> Any:
-    """The dataset of a folder and split, opened once per process as long as it does not change.
+    """Load the dataset of a folder and split, once per process as long as it does not change.
 
     Raises:
-        InputError: no dataset there, or no such split.
+        DataError: no dataset there, or no such split.
     """
     if not folder.is_dir():
-        raise InputError(f"dataset={folder} is no folder")
+        raise DataError(f"dataset={folder} is no folder")
     marks = [folder / name for name in ("dataset_dict.json", "state.json")]
     if split is not None:
         marks.append(folder / split / "state.json")
@@ -152,22 +154,22 @@ def _load(folder: Path, split: str | None) -> Any:
 
 @lru_cache(maxsize=2)
 def _open(folder: Path, split: str | None, _changed: tuple[int, ...]) -> Any:
-    datasets = need("datasets")
+    datasets = need("datasets", "prep")
     datasets.disable_progress_bars()
     file = f"dataset={folder}"
     try:
         opened = datasets.load_from_disk(str(folder), keep_in_memory=False)
     except Exception as error:
         # Whatever the library trips over in files of strangers: a missing key, a wrong type, a cut Arrow file.
-        raise InputError(f"{file} is no dataset that save_to_disk wrote: {_line(error)}") from error
+        raise DataError(f"{file} is no dataset that save_to_disk wrote: {_line(error)}") from error
     if not isinstance(opened, datasets.DatasetDict):
         if split is not None:
-            raise InputError(f"{file} has no splits: leave out dataset_split={split}")
+            raise DataError(f"{file} has no splits: leave out dataset_split={split}")
         return opened
     if split is None:
-        raise InputError(f"{file} has splits: give dataset_split=NAME; known: {', '.join(opened)}")
+        raise DataError(f"{file} has splits: give dataset_split=NAME; known: {', '.join(opened)}")
     if split not in opened:
-        raise InputError(f"{file} has no split {split!r}; {nearest(split, opened)}")
+        raise DataError(f"{file} has no split {split!r}; {nearest(split, opened)}")
     return opened[split]
 
 
@@ -175,16 +177,16 @@ def _require_columns(opened: Any, settings: SourceSettings, file: str) -> None:
     """Refuse a dataset without both columns. Images are an `Image` feature or plain bytes.
 
     Raises:
-        InputError: names the nearest columns, or the type.
+        DataError: names the nearest columns, or the type.
     """
     image, caption = settings.image_column, settings.caption_column
     require_column(image, "image_column", opened.column_names, file)
     require_column(caption, "caption_column", opened.column_names, file)
-    schema, types = opened.data.schema, need("pyarrow").types
+    schema, types = opened.data.schema, need("pyarrow", "prep").types
     kind = schema.field(image).type
-    is_image = isinstance(opened.features[image], need("datasets").Image)
+    is_image = isinstance(opened.features[image], need("datasets", "prep").Image)
     if not (is_image or types.is_binary(kind) or types.is_large_binary(kind)):
-        raise InputError(f"{file}: image_column={image} holds {kind}, not images; paths go into a table=FILE")
+        raise DataError(f"{file}: image_column={image} holds {kind}, not images; paths go into a table=FILE")
     require_text(schema.field(caption).type, "caption_column", caption, file, lists=True)
 
 
@@ -194,7 +196,7 @@ def _state(opened: Any) -> str:
 
 
 def _suffix(data: bytes) -> str | None:
-    """Suffix by how the bytes begin, None if they are no image that the shards take."""
+    """Return the suffix by how the bytes begin, None if they are no image that the shards take."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), None)

@@ -1,4 +1,4 @@
-"""Images as files of a folder, with captions from elsewhere: what COCO and tables have in common."""
+"""Read image files of a folder with captions from elsewhere, as COCO and tables have them."""
 
 import hashlib
 import json
@@ -10,9 +10,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from data_prep.captions.records import Dropped, RawSample, Task
-from data_prep.captions.sources.grouping import Group, Grouping
-from data_prep.captions.sources.texts import (
+from simzss.data.shards import IMAGE_SUFFIXES
+from simzss.errors import DataError
+
+from ..records import Dropped, RawSample, Task
+from .grouping import Group, Grouping
+from .texts import (
     LISTED_TWICE,
     MISSING,
     OTHER_SUFFIX,
@@ -21,8 +24,6 @@ from data_prep.captions.sources.texts import (
     UNREADABLE,
     sort_captions,
 )
-from simzss.data.shards import IMAGE_SUFFIXES
-from simzss.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class FileSource:
         return -(-len(self.grouping) // self.size)
 
     def tasks(self) -> Iterator[Task]:
-        """Images in their order, `size` at a time; records travel with the task, image files do not."""
+        """Yield `size` images at a time in their order; records travel with the task, image files do not."""
         groups = self.grouping.groups()
         first = 1
         number = 0
@@ -60,7 +61,7 @@ class FileSource:
             number += 1
 
     def dropped(self) -> Iterator[Dropped]:
-        """Rows that could not be joined, images listed again, and captions of images that are not listed."""
+        """Yield rows that could not be joined, images listed again, and captions of images that are not listed."""
         yield from self.grouping.dropped()
         if self.listed:
             for name in self.grouping.repeated():
@@ -75,14 +76,14 @@ class FileSource:
             what: of the input, in the plural, for the message.
 
         Raises:
-            InputError: not one image file is there with a caption.
+            DataError: not one image file is there with a caption.
         """
         for group in self.grouping.groups():
             captions, _ = sort_captions(group.name, group.captions)
             if captions and not _misplaced(group.name, self.listed) and _stat(self.folder, group.name) is not None:
                 return
         count = len(self.grouping)
-        raise InputError(f"none of the {count} {what} of {self.label} is in {self.folder} with a caption")
+        raise DataError(f"none of the {count} {what} of {self.label} is in {self.folder} with a caption")
 
     def _stamp(self, chunk: list[Group]) -> str:
         digest = hashlib.sha256()
@@ -94,7 +95,7 @@ class FileSource:
 
 
 def read_files(payload: dict[str, Any]) -> Iterator[RawSample | Dropped]:
-    """The samples of a task, each image read when its turn comes."""
+    """Yield the samples of a task, each image read when its turn comes."""
     folder = Path(payload["folder"])
     for name, image_id, texts in payload["records"]:
         reason = _misplaced(name, payload["inside"])
@@ -120,16 +121,16 @@ def require_images(folder: Path) -> None:
     """Refuse a folder without images, before a long file is read for it.
 
     Raises:
-        InputError: no folder, or no image in it or below.
+        DataError: no folder, or no image in it or below.
     """
     if not folder.is_dir():
-        raise InputError(f"images={folder} is no folder")
+        raise DataError(f"images={folder} is no folder")
     if not any(path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES for path in folder.rglob("*")):
-        raise InputError(f"images={folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"images={folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
 
 
 def _misplaced(name: str, inside: bool) -> str:
-    """Why a name is not looked up; empty if it is."""
+    """Return why a name is not looked up; empty if it is."""
     stem, _, suffix = name.rpartition(".")
     if suffix.lower() not in IMAGE_SUFFIXES or not stem or stem.endswith("/"):
         return OTHER_SUFFIX
@@ -138,7 +139,7 @@ def _misplaced(name: str, inside: bool) -> str:
 
 
 def _stat(folder: Path, name: str) -> list[int] | None:
-    """Size and time of change of an image file; None without one."""
+    """Return size and time of change of an image file; None without one."""
     try:
         # Millions of times; with Path it takes three times as long.
         found = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118

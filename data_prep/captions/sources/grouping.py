@@ -1,4 +1,4 @@
-"""Images and their captions, joined on disk: memory stays the same however many there are.
+"""Join images and their captions on disk: memory stays the same however many there are.
 
 A captions file lists images and captions in any order, so that the captions of one image may be anywhere in it. They
 go into an SQLite file as they come; sorting by image is its work, with a page cache of fixed size.
@@ -13,25 +13,26 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from data_prep.captions.records import Dropped
-from simzss.errors import InputError
+from simzss.errors import DataError
+
+from ..records import Dropped
 
 _BATCH = 1000  # rows that wait for one statement
 _CACHE_KB = 4096  # pages that SQLite holds, also while it builds an index
 
 _TABLES = """
-CREATE TABLE names (place INTEGER PRIMARY KEY, key, name BLOB, id TEXT);
-CREATE TABLE texts (place INTEGER PRIMARY KEY, key, text BLOB);
+CREATE TABLE names (position INTEGER PRIMARY KEY, key, name BLOB, id TEXT);
+CREATE TABLE texts (position INTEGER PRIMARY KEY, key, text BLOB);
 CREATE TABLE dropped (kind TEXT, name BLOB, reason TEXT, detail BLOB);
 """
 _INDEXES = "CREATE INDEX names_key ON names (key); CREATE INDEX texts_key ON texts (key);"
-_EARLIER = "EXISTS (SELECT 1 FROM names AS e WHERE e.key = n.key AND e.place < n.place)"
+_EARLIER = "EXISTS (SELECT 1 FROM names AS e WHERE e.key = n.key AND e.position < n.position)"
 _GROUPS = f"""
-SELECT n.place, n.name, n.id, t.text FROM names AS n LEFT JOIN texts AS t ON t.key = n.key
-WHERE NOT {_EARLIER} ORDER BY n.place, t.place
+SELECT n.position, n.name, n.id, t.text FROM names AS n LEFT JOIN texts AS t ON t.key = n.key
+WHERE NOT {_EARLIER} ORDER BY n.position, t.position
 """
 _UNLISTED = """
-SELECT t.key, t.text FROM texts AS t WHERE NOT EXISTS (SELECT 1 FROM names AS n WHERE n.key = t.key) ORDER BY t.place
+SELECT t.key, t.text FROM texts AS t WHERE NOT EXISTS (SELECT 1 FROM names AS n WHERE n.key = t.key) ORDER BY t.position
 """
 
 
@@ -45,7 +46,7 @@ class Group:
 
 
 class GroupingWriter:
-    """Takes images and captions in any order; made by `write_grouping`."""
+    """Writer of images and captions in any order; made by `write_grouping`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -57,15 +58,15 @@ class GroupingWriter:
         self._names, self._texts, self._dropped = self._waiting
 
     def add_name(self, key: str, name: str, image_id: int | str | None = None) -> None:
-        """An image of the list; the first of a key counts."""
+        """Add an image of the list; the first of a key counts."""
         self._add(self._names, (_key(key), _blob(name), None if image_id is None else json.dumps(image_id)))
 
     def add_text(self, key: str, text: str) -> None:
-        """A caption of the image with this key, listed or not."""
+        """Add a caption of the image with this key, listed or not."""
         self._add(self._texts, (_key(key), _blob(text)))
 
     def add_dropped(self, record: Dropped) -> None:
-        """What was left out before it could be joined."""
+        """Add what was left out before it could be joined."""
         row = (record.kind, _blob(record.name), record.reason, _blob(record.detail))
         self._add(self._dropped, row)
 
@@ -89,10 +90,10 @@ class GroupingWriter:
 
 @contextmanager
 def write_grouping(path: Path) -> Iterator[GroupingWriter]:
-    """A new grouping in the file `path`, to be read with `Grouping(path)` afterwards.
+    """Write a new grouping to the file `path`, to be read with `Grouping(path)` afterwards.
 
     Raises:
-        InputError: the file cannot be written, because the disk is full for one.
+        DataError: the file cannot be written, because the disk is full for one.
     """
     try:
         path.unlink(missing_ok=True)  # a run that was ended may have left one
@@ -106,22 +107,22 @@ def write_grouping(path: Path) -> Iterator[GroupingWriter]:
             yield writer
             writer.finish()
     except (OSError, sqlite3.Error) as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+        raise DataError(f"{path} cannot be written: {error}") from error
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """What `write_grouping` wrote. Each call reads the file anew; only the path is held."""
+    """Images with their captions, as `write_grouping` wrote them. Each call reads the file anew."""
 
     path: Path
 
     def __len__(self) -> int:
-        """Number of groups."""
+        """Return the number of groups."""
         with self._open() as connection:
             return connection.execute("SELECT count(DISTINCT key) FROM names").fetchone()[0]
 
     def groups(self) -> Iterator[Group]:
-        """Every listed image once, in the order of the list."""
+        """Yield every listed image once, in the order of the list."""
         with self._open() as connection:
             for _, found in groupby(connection.execute(_GROUPS), key=itemgetter(0)):
                 rows = list(found)
@@ -130,19 +131,19 @@ class Grouping:
                 yield Group(_text(name), None if image_id is None else json.loads(image_id), captions)
 
     def repeated(self) -> Iterator[str]:
-        """Names of images whose key an earlier one has."""
+        """Yield the names of images whose key an earlier one has."""
         with self._open() as connection:
-            for (blob,) in connection.execute(f"SELECT name FROM names AS n WHERE {_EARLIER} ORDER BY place"):
+            for (blob,) in connection.execute(f"SELECT name FROM names AS n WHERE {_EARLIER} ORDER BY position"):
                 yield _text(blob)
 
     def unlisted(self) -> Iterator[tuple[str, str]]:
-        """(key, caption) of each caption whose image is not listed."""
+        """Yield (key, caption) of each caption whose image is not listed."""
         with self._open() as connection:
             for key, blob in connection.execute(_UNLISTED):
                 yield str(key) if isinstance(key, int) else _text(key), _text(blob)
 
     def dropped(self) -> Iterator[Dropped]:
-        """What was noted with `add_dropped`, in that order."""
+        """Yield what was added with `add_dropped`, in that order."""
         with self._open() as connection:
             for kind, name, reason, detail in connection.execute("SELECT * FROM dropped ORDER BY rowid"):
                 yield Dropped(kind, _text(name), reason, _text(detail))
@@ -154,7 +155,7 @@ class Grouping:
                 _bound(connection)
                 yield connection
         except sqlite3.Error as error:
-            raise InputError(f"{self.path} cannot be read: {error}") from error
+            raise DataError(f"{self.path} cannot be read: {error}") from error
 
 
 def _bound(connection: sqlite3.Connection) -> None:
@@ -163,7 +164,7 @@ def _bound(connection: sqlite3.Connection) -> None:
 
 
 def _key(key: str) -> int | bytes:
-    """Numbers, which most ids are, take less room and time as such; only those that read back as the same text."""
+    """Return a number for text that reads back the same: most ids are numbers, which take less room and time."""
     if key.isascii() and key.isdigit() and len(key) < 19 and (key == "0" or key[0] != "0"):
         return int(key)
     return _blob(key)

@@ -1,4 +1,4 @@
-"""img2dataset's tars: `key.jpg`, `key.txt`, `key.json`, and beside each tar a parquet file of the same name.
+"""Read img2dataset's tars: `key.jpg`, `key.txt`, `key.json`, and beside each tar a parquet file of the same name.
 
 The parquet file has a row of each image that was to be loaded, with `key`, `url`, `caption`, `status` (`success` where
 it went into the tar) and `error_message`. The `.json` of a sample is its row.
@@ -6,17 +6,18 @@ it went into the tar) and `error_message`. The `.json` of a sample is its row.
 
 import json
 import os.path
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.captions.records import Dropped, RawSample, Task
-from data_prep.captions.sources.settings import SourceSettings, need
-from data_prep.captions.sources.texts import NO_CAPTION, NOT_UTF8, sort_captions
 from simzss.data.shards import IMAGE_SUFFIXES, Skipped, expand_shards, read_members
-from simzss.errors import InputError
+from simzss.errors import DataError
+
+from ..records import Dropped, RawSample, Task
+from ..settings import SourceSettings
+from .download_table import DownloadTable
+from .texts import NO_CAPTION, NOT_UTF8, sort_captions
 
 BREAKS_OFF = "tar breaks off"
 _NOT_IN_TAR = "not in the tar, which breaks off"
@@ -26,10 +27,8 @@ _REPEATED = "file that is twice in a sample"
 _EMPTY = "no sample in the tar"
 _BROKEN_TABLE = "parquet file beside the tar cannot be read"
 
-_HTTP_ERROR = re.compile(r"HTTP Error (\d{3})")
 _BLOCK = 512  # bytes, of a tar
 _TEXT_COLUMN = "caption"  # what `.txt` holds
-_ROWS = 1024  # of a parquet file, read at once
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class TarSource:
         return len(self.tars)
 
     def tasks(self) -> Iterator[Task]:
-        """The tars in their order."""
+        """Yield the tars in their order."""
         for number, tar in enumerate(self.tars):
             path = Path(tar)
             # With its name: sizes are padded and times may be copied, so that two tars can be alike in both.
@@ -50,15 +49,15 @@ class TarSource:
             yield Task(number, tar, {"tar": str(path.absolute())}, stamp)
 
     def dropped(self) -> Iterator[Dropped]:
-        """Nothing: everything is in a tar or beside it."""
+        """Yield nothing: everything is in a tar or beside it."""
         return iter(())
 
 
 def open_img2dataset(settings: SourceSettings) -> TarSource:
-    """The tars of a path, glob, brace pattern or folder.
+    """Open the tars of a path, glob, brace pattern or folder.
 
     Raises:
-        InputError: no tar, or tars that this program wrote.
+        DataError: no tar, or tars that this program wrote.
     """
     assert settings.shards is not None
     pattern = settings.shards
@@ -66,7 +65,7 @@ def open_img2dataset(settings: SourceSettings) -> TarSource:
         # The folder's own name may have the characters of a pattern.
         tars = sorted(str(path) for path in Path(pattern).glob("*.tar") if path.is_file())
         if not tars:
-            raise InputError(f"shards={pattern} holds no .tar")
+            raise DataError(f"shards={pattern} holds no .tar")
     else:
         tars = expand_shards(pattern, "shards")
     first = next(read_members(tars[:1], lambda _: None), None)
@@ -76,30 +75,30 @@ def open_img2dataset(settings: SourceSettings) -> TarSource:
 
 
 def read_img2dataset(payload: dict[str, Any], settings: SourceSettings) -> Iterator[RawSample | Dropped]:
-    """The samples of one tar, and what its parquet file says of images that are not in it.
+    """Yield the samples of one tar, and what its parquet file says of images that are not in it.
 
     The caption is the sample's `.txt`, else in its `.json`, else in the parquet file. An empty `.txt` is what
     img2dataset writes where there is none.
 
     Raises:
-        InputError: the tar is missing, was written by this program, or breaks off and `broken_tars` is `fail`.
+        DataError: the tar is missing, was written by this program, or breaks off and `broken_tars` is `fail`.
     """
     path = Path(payload["tar"])
     keep = settings.broken_tars == "keep"
     reason = _missing_end(path)
     if reason and not keep:
         raise _broken(path, reason)
-    table = _Table(path.with_suffix(".parquet"), settings.caption_column)
+    table = DownloadTable(path.with_suffix(".parquet"), settings.caption_column)
     explained = False
     try:
         for record in table.failures():
             explained = True
             yield record
-    except InputError as error:
+    except DataError as error:
         if not keep:
             raise
         yield Dropped("image", table.path.name, _BROKEN_TABLE, str(error))
-        table = _Table(None, settings.caption_column)
+        table = DownloadTable(None, settings.caption_column)
 
     notes: list[Skipped] = []
     seen: set[str] = set()
@@ -123,74 +122,8 @@ def read_img2dataset(payload: dict[str, Any], settings: SourceSettings) -> Itera
         yield from (Dropped("image", key, _NOT_IN_TAR) for key in table.keys() if key not in seen)  # noqa: SIM118
 
 
-class _Table:
-    """The parquet file beside a tar, read when it is asked for; as if without rows where there is none.
-
-    Raises:
-        InputError: from each method, the file cannot be read.
-    """
-
-    def __init__(self, path: Path | None, caption_column: str) -> None:
-        self.path = path if path is not None else Path()
-        self._there = path is not None and path.is_file()
-        self._caption_column = caption_column
-        self._captions: dict[str, str | None] | None = None
-
-    def failures(self) -> Iterator[Dropped]:
-        """Images that were not loaded."""
-        for row in self._rows(["key", "url", "status", "error_message"]):
-            status = row.get("status", "success")
-            if status != "success":
-                error = row.get("error_message") or ""
-                code = _HTTP_ERROR.search(error)
-                # The other errors have host names and times in their text: they would be thousands of reasons.
-                cause = f"HTTP error {code[1]}" if code else status or "no status"
-                name = row.get("url") or row.get("key") or self.path.name
-                yield Dropped("image", name, f"not downloaded: {cause}", error)
-
-    def keys(self) -> Iterator[str]:
-        """Keys of the images that were loaded."""
-        for row in self._rows(["key", "status"]):
-            key = row.get("key")
-            if key and row.get("status") == "success":
-                yield key
-
-    def caption(self, key: str) -> str | None:
-        """The caption of a key, empty where there is none, None where it is not UTF-8."""
-        if self._captions is None:
-            # The rows of one tar, ten thousand unless img2dataset was told otherwise.
-            rows = self._rows(["key", self._caption_column])
-            self._captions = {row["key"]: row[self._caption_column] for row in rows if len(row) == 2 and row["key"]}
-        return self._captions.get(key, "")
-
-    def _rows(self, columns: list[str]) -> Iterator[dict[Any, str | None]]:
-        """Those of the columns that the file has, as text."""
-        if not self._there:
-            return
-        pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
-        try:
-            with parquet.ParquetFile(self.path, pre_buffer=False) as file:
-                known = [column for column in columns if file.schema_arrow.names.count(column) == 1]
-                for batch in file.iter_batches(batch_size=_ROWS, columns=known):
-                    for cells in zip(*(batch.column(column) for column in known), strict=True):
-                        yield {column: _cell(column, cell) for column, cell in zip(known, cells, strict=True)}
-        except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _cell(column: str, scalar: Any) -> str | None:
-    """A value as text, empty where there is none, None where it is not UTF-8."""
-    try:
-        value = scalar.as_py()
-    except UnicodeDecodeError:
-        return None
-    if isinstance(value, int) and column == "key":
-        return f"{value:09d}"  # early versions wrote a number, and named the file by nine digits of it
-    return "" if value is None else str(value)
-
-
-def _sample(raw: dict[str, Any], table: _Table, caption_column: str) -> Iterator[RawSample | Dropped]:
-    """The sample of one key's files, or what is wrong with it."""
+def _sample(raw: dict[str, Any], table: DownloadTable, caption_column: str) -> Iterator[RawSample | Dropped]:
+    """Yield the sample of one key's files, or what is wrong with it."""
     key = str(raw["__key__"])
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in raw), None)
     if suffix is None:
@@ -218,7 +151,7 @@ def _sample(raw: dict[str, Any], table: _Table, caption_column: str) -> Iterator
 
 
 def _meta(raw: dict[str, Any]) -> dict[str, Any]:
-    """The sample's `.json`, empty without one.
+    """Return the sample's `.json`, empty without one.
 
     Raises:
         ValueError: no JSON, or no object.
@@ -234,8 +167,8 @@ def _meta(raw: dict[str, Any]) -> dict[str, Any]:
     return meta
 
 
-def _caption(raw: dict[str, Any], meta: dict[str, Any], table: _Table, key: str, column: str) -> str:
-    """The caption, empty where there is none.
+def _caption(raw: dict[str, Any], meta: dict[str, Any], table: DownloadTable, key: str, column: str) -> str:
+    """Return the caption, empty where there is none.
 
     Raises:
         UnicodeDecodeError: it is not UTF-8.
@@ -259,7 +192,7 @@ def _refuse_annotated(raw: dict[str, Any], tar: str) -> None:
     """Refuse a shard of this program.
 
     Raises:
-        InputError: the sample has concepts already.
+        DataError: the sample has concepts already.
     """
     if b'"pipeline"' not in raw.get("json", b""):
         return
@@ -268,17 +201,17 @@ def _refuse_annotated(raw: dict[str, Any], tar: str) -> None:
     except (ValueError, RecursionError):
         return
     if isinstance(meta, dict) and {"format_version", "pipeline", "captions"} <= meta.keys():
-        raise InputError(f"{tar} was written by this program: its captions are annotated already")
+        raise DataError(f"{tar} was written by this program: its captions are annotated already")
 
 
 def _missing_end(path: Path) -> str:
-    """Why a plain tar must have been cut off: it does not end in zeros, as every whole one does; empty if it does.
+    """Return why a plain tar must have been cut off; empty if it ends in zeros, as every whole one does.
 
     One read instead of all, and it also sees a cut between two files, which looks like the end. A compressed tar is
     left to its decompressor.
 
     Raises:
-        InputError: no such file, or it cannot be read.
+        DataError: no such file, or it cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -287,11 +220,11 @@ def _missing_end(path: Path) -> str:
             stream.seek(max(0, size - _BLOCK))
             return "no end mark" if plain and any(stream.read(_BLOCK)) else ""
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _broken(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} breaks off ({reason}); broken_tars=keep takes what stands before the break")
+def _broken(path: Path, reason: str) -> DataError:
+    return DataError(f"{path} breaks off ({reason}); broken_tars=keep takes what stands before the break")
 
 
 def _last(key: str) -> str:
@@ -299,7 +232,7 @@ def _last(key: str) -> str:
 
 
 def _stat(path: Path) -> list[int] | None:
-    """Size and time of change of a file; None without one."""
+    """Return size and time of change of a file; None without one."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The lists of a large JSON object, one entry at a time.
+"""Read the lists of a large JSON object, one entry at a time.
 
 Python's own `json` reads each entry, so that a text is what it is everywhere else in this program. Libraries that
 stream JSON put a question mark for half a surrogate pair, and take memory by the square of the depth.
@@ -17,7 +17,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """(key, entry) for each entry of the lists with these keys, in the order of the file; everything else is skipped.
+    """Yield (key, entry) for each entry of the lists with these keys, in the order of the file; skip everything else.
 
     Raises:
         OSError: the file cannot be read.
@@ -46,7 +46,7 @@ def read_lists(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """Reads JSON from a file of UTF-8, holding what one entry needs.
+    """Reader of JSON from a file of UTF-8, which holds what one entry needs.
 
     Raises:
         ValueError: from every method, no JSON here.
@@ -62,7 +62,7 @@ class _Reader:
         self._ended = False
 
     def peek(self) -> str:
-        """The next character that is no space, empty at the end."""
+        """Return the next character that is no space, empty at the end."""
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None  # none is a match as well
@@ -74,14 +74,14 @@ class _Reader:
             self._fill()
 
     def take(self, wanted: str) -> str:
-        """The next character, which is one of `wanted`."""
+        """Return the next character, which is one of `wanted`."""
         if not self.peek() or self._text[self._at] not in wanted:
             raise self.error(f"expected {' or '.join(wanted)}")
         self._at += 1
         return self._text[self._at - 1]
 
     def members(self) -> Iterator[str]:
-        """Keys of an object; the caller reads the value of each before the next."""
+        """Yield the keys of an object; the caller reads the value of each before the next."""
         self.take("{")
         if self.peek() == "}":
             self.take("}")
@@ -96,7 +96,7 @@ class _Reader:
                 return
 
     def entries(self) -> Iterator[Any]:
-        """Values of a list."""
+        """Yield the values of a list."""
         self.take("[")
         if self.peek() == "]":
             self.take("]")
@@ -107,7 +107,7 @@ class _Reader:
                 return
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Return the next value, whole."""
         self.peek()
         while True:
             try:
@@ -124,7 +124,7 @@ class _Reader:
             self._fill()
 
     def error(self, message: str) -> ValueError:
-        """What is wrong, and where."""
+        """Return an error that says what is wrong and where."""
         return ValueError(f"{message}, at character {self._passed + self._at + 1}")
 
     def _fill(self) -> None:

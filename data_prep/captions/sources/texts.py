@@ -1,9 +1,10 @@
-"""Captions as they come, turned into the ones that are kept; the reasons that sources give for what they leave out."""
+"""Clean captions, and name the reasons for which sources leave something out."""
 
 from collections.abc import Iterable
 
-from data_prep.captions.records import Dropped
 from simzss.data.shards import IMAGE_SUFFIXES
+
+from ..records import Dropped
 
 NO_CAPTION = "no caption"
 EMPTY = "empty caption"
@@ -18,7 +19,7 @@ LISTED_TWICE = "image id listed twice"
 
 
 def sort_captions(name: str, texts: Iterable[str]) -> tuple[tuple[str, ...], list[Dropped]]:
-    """The captions of the image `name` that can be used, stripped, and why the others cannot.
+    """Return the usable captions of the image `name`, stripped, and why the others are not.
 
     An image left without a caption is the last of those left out, so that each image and each caption that is not
     among the samples is counted once.
@@ -39,7 +40,7 @@ def sort_captions(name: str, texts: Iterable[str]) -> tuple[tuple[str, ...], lis
 
 
 def is_broken(text: str) -> bool:
-    """Whether a text holds half a surrogate pair."""
+    """Tell whether a text holds half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

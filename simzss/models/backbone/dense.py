@@ -1,10 +1,9 @@
 """Dense features from the last block of a CLIP-like ViT.
 
-The last block of an image-text ViT serves its class token; its patch tokens lose their place. Keeping only the
-attention, fed by a similarity of the patches, gives patches that mean what they show: `value` is MaskCLIP (Zhou et al.
-2022: each token keeps its own value), `self` is query-query attention as in ClearCLIP (Lan et al. 2024), and `proxy`
-takes the similarities of another backbone, which knows better what belongs together (ProxyCLIP, Lan et al. 2024;
-Trident, Shi et al. 2024). All are without residual and without MLP.
+The last block of an image-text ViT serves its class token; its patch tokens lose their position. Three attentions in
+its place keep the patches local, all without residual and without MLP: `value`, each token its own value (MaskCLIP,
+Zhou et al. 2022); `self`, query-query attention (ClearCLIP, Lan et al. 2024); `proxy`, the similarities of another
+model, whose features separate objects better (ProxyCLIP, Lan et al. 2024; Trident, Shi et al. 2024).
 """
 
 from typing import Any
@@ -15,11 +14,11 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 _CHUNK = 2**24
-"""Elements of a similarity matrix that are held at a time: a whole photo of 2048 pixels has 4 * 10^8."""
+"""Elements of a similarity matrix in memory at a time: a whole photo of 2048 pixels has 4 * 10^8."""
 
 
 def supports_dense(model: nn.Module) -> bool:
-    """Whether the last block is timm's standard pre-norm block, as it is computed here."""
+    """Tell whether the last block is timm's standard pre-norm block, as it is computed here."""
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.Sequential) or len(blocks) < 2 or type(blocks[-1]) is not Block:
         return False
@@ -28,7 +27,7 @@ def supports_dense(model: nn.Module) -> bool:
 
 
 def dense_last_block(block: Any, tokens: Tensor, mode: str) -> Tensor:
-    """Attention part of the last block with the tokens' own similarity in place of query-key.
+    """Compute the attention of the last block with the tokens' own similarity in place of query-key.
 
     Args:
         block: the last transformer block, of timm's standard pre-norm kind.
@@ -47,54 +46,57 @@ def dense_last_block(block: Any, tokens: Tensor, mode: str) -> Tensor:
 
 
 def proxy_last_block(
-    block: Any, tokens: Tensor, prefix: int, grid: tuple[int, int], guide: Tensor, shift: float, gain: float
+    block: Any, tokens: Tensor, prefix: int, grid: tuple[int, int], proxy: Tensor, beta: float, gamma: float
 ) -> Tensor:
-    """Attention part of the last block with another backbone's similarity in place of query-key.
+    """Compute the attention of the last block with proxy features' similarity in place of query-key.
 
     Args:
         block: the last transformer block, of timm's standard pre-norm kind.
         tokens: (B, prefix + h * w, C) input of the block.
         prefix: tokens before the patches; they take no part.
         grid: h and w.
-        guide: (B, G, h', w') features of the other backbone for the same images.
-        shift: see `proxy_attention`.
-        gain: see `proxy_attention`.
+        proxy: (B, G, h', w') proxy features of the same images.
+        beta: see `proxy_attention`.
+        gamma: see `proxy_attention`.
 
     Returns:
-        (B, h' * w', C) on the guide's grid: values are interpolated to it.
+        (B, h' * w', C) on the grid of the proxy features, to which values are interpolated.
     """
     _, value = _query_value(block, tokens)
     maps = value[:, :, prefix:].transpose(2, 3).flatten(1, 2).unflatten(2, grid).float()  # (B, C, h, w)
-    if maps.shape[2:] != guide.shape[2:]:
-        maps = F.interpolate(maps, guide.shape[2:], mode="bilinear")
-    out = proxy_attention(guide.flatten(2).mT, maps.flatten(2).mT, shift, gain)
+    if maps.shape[2:] != proxy.shape[2:]:
+        maps = F.interpolate(maps, proxy.shape[2:], mode="bilinear")
+    out = proxy_attention(proxy.flatten(2).mT, maps.flatten(2).mT, beta, gamma)
     return _project(block, out.to(tokens.dtype))
 
 
-def proxy_attention(guide: Tensor, values: Tensor, shift: float = 1.2, gain: float = 3.0) -> Tensor:
-    """Values averaged over the patches that another backbone finds alike (Trident, section 3.1).
+def proxy_attention(
+    proxy: Tensor, values: Tensor, beta: float = 1.2, gamma: float = 3.0, elements: int = _CHUNK
+) -> Tensor:
+    """Average values over patches with similar proxy features (ProxyCLIP, equation 5; Trident, section 3.1).
 
-    S = cos(guide, guide); S <- (S - shift * mean(S)) * gain; what is below 0 is left out; softmax over the rest. A
-    patch always keeps itself, so that no row is empty where all patches are alike.
+    A = softmax((S - beta * mean(S)) * gamma) with S = cos(proxy, proxy), over those entries that are not below 0. A
+    patch always attends to itself, so that no row is empty where all patches are alike.
 
     Args:
-        guide: (B, N, G) features.
+        proxy: (B, N, G) proxy features.
         values: (B, N, C).
-        shift: how many times the mean similarity of an image is taken off.
-        gain: inverse temperature.
+        beta: similarities below this many times their mean do not count.
+        gamma: inverse temperature.
+        elements: of the similarity matrix in memory at a time.
 
     Returns:
-        (B, N, C) float32, a few rows of the similarity matrix being held at a time.
+        (B, N, C) float32.
     """
-    with torch.autocast(guide.device.type, enabled=False):  # a cosine has too few digits in bfloat16 for this
-        unit, values = F.normalize(guide.float(), dim=-1), values.float()
+    with torch.autocast(proxy.device.type, enabled=False):  # a cosine has too few digits in bfloat16 for this
+        unit, values = F.normalize(proxy.float(), dim=-1), values.float()
         # The mean of all cosines is the squared length of the mean unit vector.
         mean = unit.mean(dim=1).square().sum(dim=-1)[:, None, None]
         batch, count, _ = unit.shape
-        step = max(1, _CHUNK // (batch * count))
+        step = max(1, elements // (batch * count))
         rows = []
         for start in range(0, count, step):
-            scores = (unit[:, start : start + step] @ unit.mT - shift * mean) * gain
+            scores = (unit[:, start : start + step] @ unit.mT - beta * mean) * gamma
             out = scores < 0
             out.diagonal(start, 1, 2).fill_(False)
             rows.append(scores.masked_fill_(out, -torch.inf).softmax(dim=-1) @ values)
@@ -102,7 +104,7 @@ def proxy_attention(guide: Tensor, values: Tensor, shift: float = 1.2, gain: flo
 
 
 def _query_value(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and values (B, heads, T, d) of a block's tokens (B, T, C)."""
+    """Return queries and values (B, heads, T, d) of a block's tokens (B, T, C)."""
     attention = block.attn
     batch, length, _ = tokens.shape
     qkv = attention.qkv(block.norm1(tokens)).reshape(batch, length, 3, attention.num_heads, -1)
@@ -111,6 +113,7 @@ def _query_value(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _project(block: Any, out: Tensor) -> Tensor:
+    """Apply the block's output projection and layer scale."""
     attention = block.attn
     out = attention.proj(attention.norm(out) if hasattr(attention, "norm") else out)
     return block.ls1(out) if hasattr(block, "ls1") else out

@@ -1,1 +1,1 @@
-"""A head of masks on the frozen backbone: several resolutions, object queries, classes by words (MROVSeg)."""
+"""A mask head on the frozen backbone: two resolutions, object queries, classes given by text (MROVSeg)."""

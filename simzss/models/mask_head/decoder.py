@@ -1,4 +1,4 @@
-"""From adapted features to masks: a pixel decoder, and queries that attend inside the masks they predict."""
+"""From adapted features to masks: a pixel decoder, and a transformer decoder with masked attention (Mask2Former)."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simzss.models.mask_head.layers import Attention, ChannelNorm, DepthwiseBlock, mlp, sine_positions
+from simzss.models.mask_head.layers import Attention, DepthwiseBlock, LayerNorm2d, mlp, sine_positions
 
 _KERNEL = 7
 
 
 class PixelDecoder(nn.Module):
-    """Features that masks are products with, finer than the backbone's cells.
+    """Per-pixel embeddings, finer than the backbone's cells; a mask is their product with a query's mask embedding.
 
     Args:
         width: d.
@@ -23,25 +23,25 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.enter = DepthwiseBlock(width, _KERNEL)
         self.doublings = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 1), ChannelNorm(width), DepthwiseBlock(width, _KERNEL))
+            nn.Sequential(nn.Conv2d(width, width, 1), LayerNorm2d(width), DepthwiseBlock(width, _KERNEL))
             for _ in range(upsample.bit_length() - 1)
         )
         self.out = nn.Conv2d(width, width, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, d, h, w) -> (B, d, upsample * h, upsample * w)."""
+        """Map (B, d, h, w) to (B, d, upsample * h, upsample * w)."""
         maps = self.enter(maps)
         for double in self.doublings:
             maps = double(F.interpolate(maps, scale_factor=2.0, mode="bilinear"))
         return self.out(maps)
 
 
-class QueryLayer(nn.Module):
-    """Queries look at the features of one level, then at one another (Cheng et al. 2022, section 3.2).
+class DecoderLayer(nn.Module):
+    """Masked cross-attention to the features of one level, self-attention, MLP (Cheng et al. 2022, section 3.2).
 
     Args:
         width: d.
-        heads: of the attention.
+        heads: number of attention heads.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -51,38 +51,39 @@ class QueryLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
     def forward(
-        self, queries: Tensor, places: Tensor, features: Tensor, positions: Tensor, allowed: Tensor | None
+        self, queries: Tensor, query_positions: Tensor, features: Tensor, positions: Tensor, allowed: Tensor | None
     ) -> Tensor:
-        """One round.
+        """Update the queries.
 
         Args:
             queries: (B, Q, d).
-            places: (Q, d), learned positions of the queries.
+            query_positions: (Q, d), learned.
             features: (B, N, d) of the level.
             positions: (N, d) of its cells.
-            allowed: (B, Q, N) bool, the cells that a query may look at; None for all.
+            allowed: (B, Q, N) bool, the cells that a query attends to; None for all.
 
         Returns:
             (B, Q, d).
         """
         first, second, third = self.norms
-        queries = first(queries + self.cross(queries + places, features + positions, features, allowed))
-        placed = queries + places
+        attended = self.cross(queries + query_positions, features + positions, features, allowed)
+        queries = first(queries + attended)
+        placed = queries + query_positions
         queries = second(queries + self.own(placed, placed, queries))
         return third(queries + self.mix(queries))
 
 
 class QueryDecoder(nn.Module):
-    """Object queries with Multi-grained Masked Attention: by turns over the coarse and the fine features, each query
-    inside the mask that it has predicted so far.
+    """Object queries with Multi-grained Masked Attention: layers take turns over the coarse and the fine features, and
+    each query attends inside the mask that it has predicted so far.
 
     Args:
         width: d.
         queries: Q.
-        layers: rounds.
-        heads: of the attention.
-        levels: number of levels of features.
-        masked: whether attention stays inside the masks; otherwise queries look everywhere.
+        layers: number of decoder layers.
+        heads: number of attention heads.
+        levels: number of feature levels.
+        masked: attend inside the masks; otherwise everywhere.
     """  # fmt: skip
 
     def __init__(self, width: int, queries: int, layers: int, heads: int, levels: int, masked: bool) -> None:
@@ -90,13 +91,13 @@ class QueryDecoder(nn.Module):
         self.content = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.places = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.level = nn.Parameter(torch.zeros(levels, width))
-        self.layers = nn.ModuleList(QueryLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.mask = mlp(width, width, width)
         self.masked = masked
 
     def forward(self, levels: Sequence[Tensor], pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Queries and their masks before the first round and after each.
+        """Predict queries and their masks before the first layer and after each.
 
         Args:
             levels: (B, d, h, w) each, coarse before fine.
@@ -106,15 +107,15 @@ class QueryDecoder(nn.Module):
             (queries (B, Q, d), mask logits (B, Q, H, W)) for each.
         """
         queries = self.content.expand(len(pixels), -1, -1)
-        found = [self._predict(queries, pixels)]
-        keys = [level.flatten(2).mT + own for level, own in zip(levels, self.level, strict=True)]
+        predictions = [self._predict(queries, pixels)]
+        features = [level.flatten(2).mT + embedding for level, embedding in zip(levels, self.level, strict=True)]
         positions = [sine_positions(level) for level in levels]
         for number, layer in enumerate(self.layers):
             turn = number % len(levels)
-            allowed = inside(found[-1][1], levels[turn].shape[2:]) if self.masked else None
-            queries = layer(queries, self.places, keys[turn], positions[turn], allowed)
-            found.append(self._predict(queries, pixels))
-        return found
+            allowed = attention_mask(predictions[-1][1], levels[turn].shape[2:]) if self.masked else None
+            queries = layer(queries, self.places, features[turn], positions[turn], allowed)
+            predictions.append(self._predict(queries, pixels))
+        return predictions
 
     def _predict(self, queries: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.norm(queries)
@@ -122,15 +123,15 @@ class QueryDecoder(nn.Module):
 
 
 @torch.no_grad()
-def inside(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Cells that lie inside masks.
+def attention_mask(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the cells that lie inside masks.
 
     Args:
         masks: (B, Q, H, W) logits.
         size: h and w of the cells.
 
     Returns:
-        (B, Q, h * w) bool, true where the mask is more likely than not; everywhere for a mask that is nowhere.
+        (B, Q, h * w) bool, true where the mask is more likely than not; everywhere for an empty mask.
     """
     cells = F.interpolate(masks.float(), tuple(size), mode="bilinear", antialias=True).flatten(2) > 0
     return cells | ~cells.any(dim=2, keepdim=True)

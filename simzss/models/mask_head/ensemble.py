@@ -1,15 +1,15 @@
-"""Classes of places: what the head has learned, and what the frozen model knows without."""
+"""Classes of positions: the geometric ensemble of what the head has learned and the frozen model's zero-shot scores."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _FLOOR = 1e-3
-"""Of a claim: far below it what the frozen model sees decides alone."""
+"""Added to learned scores: where they are far below it, the frozen model decides alone."""
 
 
-def pool_by_masks(masks: Tensor, features: Tensor) -> Tensor:
-    """What is seen inside masks: the mean of features, weighed by the masks' probabilities.
+def mask_pool(masks: Tensor, features: Tensor) -> Tensor:
+    """Average features over masks, weighted by the masks' probabilities.
 
     Args:
         masks: (B, Q, H, W) logits.
@@ -18,44 +18,43 @@ def pool_by_masks(masks: Tensor, features: Tensor) -> Tensor:
     Returns:
         (B, Q, D), not normalised.
     """
-    shares = F.interpolate(masks.float().sigmoid(), features.shape[2:], mode="bilinear", antialias=True).flatten(2)
-    total = shares.sum(dim=2, keepdim=True).clamp(min=1e-6)
-    return (shares / total) @ features.float().flatten(2).mT
+    weights = F.interpolate(masks.float().sigmoid(), features.shape[2:], mode="bilinear", antialias=True).flatten(2)
+    total = weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
+    return (weights / total) @ features.float().flatten(2).mT
 
 
-def claims(learned: Tensor, masks: Tensor) -> Tensor:
-    """How much queries claim places for classes: the sum over queries of class probability times mask probability
-    (MaskFormer, Cheng et al. 2021, section 3.4).
+def semantic_inference(class_logits: Tensor, masks: Tensor) -> Tensor:
+    """Sum class probability times mask probability over queries (MaskFormer, Cheng et al. 2021, section 3.4).
 
     Args:
-        learned: (B, Q, S + 1) logits, the last of "no object".
+        class_logits: (B, Q, S + 1), the last of "no object".
         masks: (B, Q, H, W) logits.
 
     Returns:
-        (B, S, H, W), whose sum over classes may be more than 1 where masks overlap.
-    """  # fmt: skip
-    probabilities = learned.float().softmax(dim=-1)[..., :-1]
+        (B, S, H, W), whose sum over classes may exceed 1 where masks overlap.
+    """
+    probabilities = class_logits.float().softmax(dim=-1)[..., :-1]
     return torch.einsum("bqs,bqhw->bshw", probabilities, masks.float().sigmoid())
 
 
-def ensemble(claimed: Tensor, zero_shot: Tensor, share: Tensor) -> Tensor:
-    """Class probabilities of places by the geometric mean of two opinions (as FC-CLIP, Yu et al. 2023, section 3.3).
+def geometric_ensemble(learned: Tensor, zero_shot: Tensor, exponents: Tensor) -> Tensor:
+    """Combine learned and zero-shot class scores of positions (FC-CLIP, Yu et al. 2023, section 3.3).
 
-    The class of a place is k with p_k ~ (claimed_k + e)^(1 - share_k) * zero_shot_k^share_k, over the classes, e =
-    0.001; there is an object with the probability of the sum of claimed, e at least; what is left of 1 is shared by
-    all classes equally, so that a threshold finds it.
+    The class of a position is k with p_k ~ (learned_k + e)^(1 - a_k) * zero_shot_k^a_k, over the classes, e = 0.001.
+    There is an object with the probability of the sum of the learned scores, e at least; what is left of 1 is shared
+    by all classes equally, so that a threshold finds it.
 
     Args:
-        claimed: (B, S, H, W) of `claims`.
+        learned: (B, S, H, W) of `semantic_inference`.
         zero_shot: (B, S, H, W) logits of the frozen model.
-        share: (S) of the frozen model in 0..1: lower for classes that were learned than for others.
+        exponents: (S) a_k in 0..1 of the frozen model's scores: alpha for classes with training masks, beta for others.
 
     Returns:
         (B, S, H, W) that sum to 1 over the classes.
     """
-    total = claimed.sum(dim=1, keepdim=True)
-    present = total.clamp(_FLOOR, 1)
-    mine = ((claimed + _FLOOR) / (total + _FLOOR * claimed.shape[1])).log()
-    share = share.view(-1, 1, 1).to(mine)
-    named = ((1 - share) * mine + share * zero_shot.log_softmax(dim=1)).softmax(dim=1)
-    return present * named + (1 - present) / claimed.shape[1]
+    total = learned.sum(dim=1, keepdim=True)
+    objectness = total.clamp(_FLOOR, 1)
+    log_learned = ((learned + _FLOOR) / (total + _FLOOR * learned.shape[1])).log()
+    exponents = exponents.view(-1, 1, 1).to(log_learned)
+    classes = ((1 - exponents) * log_learned + exponents * zero_shot.log_softmax(dim=1)).softmax(dim=1)
+    return objectness * classes + (1 - objectness) / learned.shape[1]

@@ -1,4 +1,4 @@
-"""Small layers that the head is made of."""
+"""Layers of the mask head. Names of submodules and parameters, here and beside, are those of model folders."""
 
 import math
 
@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each place of a map (B, C, h, w)."""
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of each position of a map (B, C, h, w)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, h, w) normed."""
+        """Return the maps (B, C, h, w), normalised."""
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class DepthwiseBlock(nn.Module):
-    """x + pointwise(GELU(pointwise(norm(depthwise(x))))): what lies around a place, across borders of windows.
+    """Residual block x + pointwise(GELU(pointwise(norm(depthwise(x))))), as in ConvNeXt (Liu et al. 2022).
 
     Args:
         width: channels.
@@ -26,20 +26,20 @@ class DepthwiseBlock(nn.Module):
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = ChannelNorm(width)
+        self.norm = LayerNorm2d(width)
         self.mix = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
+        """Map (B, C, h, w) to (B, C, h, w)."""
         return maps + self.mix(self.norm(self.depthwise(maps)))
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose mask all heads share.
+    """Multi-head attention with one mask for all heads.
 
     Args:
         width: channels.
-        heads: divide the width.
+        heads: number of heads; divides the width.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -49,7 +49,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """(B, Q, C) of queries (B, Q, C), keys and values (B, N, C); `allowed` (B, Q, N) bool, None for all."""
+        """Attend from queries (B, Q, C) to keys and values (B, N, C).
+
+        Args:
+            query: (B, Q, C).
+            key: (B, N, C).
+            value: (B, N, C).
+            allowed: (B, Q, N) bool, the keys that a query attends to; None for all.
+
+        Returns:
+            (B, Q, C).
+        """
         parts = (self.query(query), self.key(key), self.value(value))
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         mask = None if allowed is None else allowed[:, None]
@@ -57,12 +67,12 @@ class Attention(nn.Module):
 
 
 def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
-    """Two layers with a GELU between them."""
+    """Return two linear layers with a GELU between them."""
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
 def sine_positions(maps: Tensor) -> Tensor:
-    """Sines and cosines of the places of maps (B, C, h, w), C a multiple of 4: (h * w, C) (DETR, Carion et al. 2020).
+    """Return the sine position encoding (h * w, C) of maps (B, C, h, w), C a multiple of 4 (DETR, Carion et al. 2020).
 
     Each axis goes from 0 to 2 pi over its whole length, whatever the resolution.
     """
@@ -71,8 +81,8 @@ def sine_positions(maps: Tensor) -> Tensor:
     frequencies = 10_000 ** (-torch.arange(channels // 4, device=device) / (channels // 4))
     axes = []
     for length in (height, width):
-        at = (torch.arange(length, device=device) + 0.5) * (2 * math.pi / length)
-        phase = at[:, None] * frequencies
+        position = (torch.arange(length, device=device) + 0.5) * (2 * math.pi / length)
+        phase = position[:, None] * frequencies
         axes.append(torch.cat([phase.sin(), phase.cos()], dim=1))
     down, across = axes[0][:, None].expand(-1, width, -1), axes[1][None].expand(height, -1, -1)
     return torch.cat([down, across], dim=2).flatten(0, 1)

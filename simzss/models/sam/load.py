@@ -1,4 +1,4 @@
-"""A Segment Anything model from a file, a folder or the hub."""
+"""Load a Segment Anything model from a file, a folder or the hub."""
 
 import logging
 from pathlib import Path
@@ -8,33 +8,33 @@ import torch
 from transformers import AutoConfig, Sam2Model, SamModel
 from transformers.utils import logging as transformers_logging
 
-from simzss.errors import InputError
+from simzss.errors import ModelError
 from simzss.models.sam.mobile import load_mobile
 from simzss.models.sam.sam import Sam
-from simzss.models.sam.sam1 import FirstSam
-from simzss.models.sam.sam2 import SecondSam
+from simzss.models.sam.sam1 import Sam1
+from simzss.models.sam.sam2 import Sam2
 
 # SAM 2 is published as a model of videos; single images need a part of its weights.
-_SECOND = ("sam2", "sam2_video")
-_KINDS = ("sam", *_SECOND)
+_SAM2 = ("sam2", "sam2_video")
+_KINDS = ("sam", *_SAM2)
 
 
 def load_sam(weights: str, precision: str = "32-true") -> Sam:
-    """A frozen model from `weights`.
+    """Load a frozen model.
 
     Args:
-        weights: MobileSAM's own file `mobile_sam.pt`; or a folder of transformers' with a SAM or a SAM 2; or a
-            repository on the hub, such as `facebook/sam-vit-base` or `facebook/sam2.1-hiera-large`.
-        precision: `bf16-mixed` keeps weights in bfloat16; results are float32 all the same.
+        weights: `mobile_sam.pt`, a transformers folder with a SAM or a SAM 2, or a repository on the hub, such as
+            `facebook/sam-vit-base` or `facebook/sam2.1-hiera-large`.
+        precision: `bf16-mixed` stores weights in bfloat16; results stay float32.
 
     Raises:
-        InputError: names what cannot be read, is no such model, or lacks a tensor.
+        ModelError: names what cannot be read, is no such model, or lacks a tensor.
     """
     path = Path(weights)
     if path.is_file():
         return load_mobile(path).use_precision(precision)
     if not path.exists() and (len(path.parts) != 2 or path.suffix in (".pt", ".pth")):
-        raise InputError(f"sam.weights={weights} does not exist")
+        raise ModelError(f"sam.weights={weights} does not exist")
     return _transformers(weights).use_precision(precision)
 
 
@@ -45,10 +45,10 @@ def _transformers(weights: str) -> Sam:
         kind = AutoConfig.from_pretrained(weights, trust_remote_code=False).model_type
     except Exception as error:
         # transformers, safetensors and the hub client each have their own types for a broken or missing model.
-        raise InputError(f"sam.weights={weights} is no model of transformers: {_reason(error)}") from error
+        raise ModelError(f"sam.weights={weights} is no model of transformers: {_reason(error)}") from error
     if kind not in _KINDS:
-        raise InputError(f"sam.weights={weights} is a {kind} model, not one of {', '.join(_KINDS)}")
-    family: Any = Sam2Model if kind in _SECOND else SamModel
+        raise ModelError(f"sam.weights={weights} is a {kind} model, not one of {', '.join(_KINDS)}")
+    family: Any = Sam2Model if kind in _SAM2 else SamModel
     try:
         # A path is read from disk, `owner/name` from the hub; remote code is never run, pickles are never read, and
         # the attention is named here, for a name in the folder may be code to fetch.
@@ -59,33 +59,33 @@ def _transformers(weights: str) -> Sam:
             dtype=torch.float32,
             attn_implementation="sdpa",
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # rejected below, by name
         )
     except Exception as error:
-        raise InputError(f"sam.weights={weights} cannot be read as a {kind} model: {_reason(error)}") from error
+        raise ModelError(f"sam.weights={weights} cannot be read as a {kind} model: {_reason(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         names = (name[0] if isinstance(name, tuple) else name for name in loading.get(problem, ()))
         if lacking := sorted(map(str, names)):
             what = "lacks" if problem == "missing_keys" else "has of another size"
-            raise InputError(f"sam.weights={weights} {what} {', '.join(lacking[:3])} ({len(lacking)} tensors)")
+            raise ModelError(f"sam.weights={weights} {what} {', '.join(lacking[:3])} ({len(lacking)} tensors)")
     if surplus := sorted(loading.get("unexpected_keys", ())):
         logging.getLogger(__name__).warning(
             "sam.weights=%s holds %d tensors that a %s has no place for, such as %s",
             weights, len(surplus), family.__name__, surplus[0],
         )  # fmt: skip
     _check_size(weights, model.config)
-    return SecondSam(weights, model) if family is Sam2Model else FirstSam(weights, model)
+    return Sam2(weights, model) if family is Sam2Model else Sam1(weights, model)
 
 
 def _check_size(weights: str, config: Any) -> None:
-    """Refuse a frame that is not square, and an encoder for another one than the prompts'.
+    """Reject a frame that is not square, and an encoder for another one than the prompts'.
 
     Raises:
-        InputError: names the sizes.
+        ModelError: names the sizes.
     """
     size, patch = config.prompt_encoder_config.image_size, config.prompt_encoder_config.patch_size
     if not isinstance(size, int) or not isinstance(patch, int) or size % patch:
-        raise InputError(f"sam.weights={weights} has prompts for images of {size} with patches of {patch}, which make "
+        raise ModelError(f"sam.weights={weights} has prompts for images of {size} with patches of {patch}, which make "
                          "no square of whole patches")  # fmt: skip
     vision = config.vision_config
     if hasattr(vision, "backbone_feature_sizes"):  # SAM 2
@@ -93,7 +93,7 @@ def _check_size(weights: str, config: Any) -> None:
     else:
         cells = (vision.image_size // vision.patch_size,) * 2
     if cells != (size // patch,) * 2:
-        raise InputError(f"sam.weights={weights} encodes images as {cells[0]} x {cells[1]} cells, but its prompts are "
+        raise ModelError(f"sam.weights={weights} encodes images as {cells[0]} x {cells[1]} cells, but its prompts are "
                          f"for {size // patch} x {size // patch}")  # fmt: skip
 
 

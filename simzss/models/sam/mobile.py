@@ -1,4 +1,4 @@
-"""MobileSAM from its authors' `mobile_sam.pt`: a TinyViT in the place of SAM's encoder, SAM's decoder behind it."""
+"""MobileSAM (Zhang et al. 2023) from `mobile_sam.pt`: a TinyViT in place of SAM's encoder, and SAM's decoder."""
 
 import re
 import warnings
@@ -13,8 +13,8 @@ from timm.models.tiny_vit import ConvNorm
 from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 
-from simzss.errors import InputError
-from simzss.models.sam.sam1 import FirstSam
+from simzss.errors import ModelError
+from simzss.models.sam.sam1 import Sam1
 
 FRAME = 1024
 """Side of the frame in pixels that the published weights are for."""
@@ -54,7 +54,7 @@ _UNUSED = re.compile(r"^image_encoder\.(norm_head|head)\.(weight|bias)$|\.attent
 
 
 class MobileEncoder(nn.Module):
-    """TinyViT-5M whose last stage keeps the resolution, and SAM's neck."""
+    """TinyViT-5M without the stride of its last stage, and SAM's neck."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,23 +71,22 @@ class MobileEncoder(nn.Module):
         )
 
     def forward(self, frame: Tensor) -> tuple[Tensor]:
-        """The embedding (B, 256, H / 16, W / 16) of frames (B, 3, H, W), as the only one of a tuple."""
+        """Encode frames (B, 3, H, W): a tuple of the embedding (B, 256, H / 16, W / 16)."""
         return (self.neck(self.stages(self.patch_embed(frame))),)
 
     def fold(self) -> None:
-        """Put every batch normalisation into the convolution before it: one pass over the map less each."""
+        """Fuse every batch normalisation into the convolution before it."""
         for module in list(self.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, ConvNorm):
                     setattr(module, name, child.fuse())
 
 
-def load_mobile(file: Path) -> FirstSam:
-    """MobileSAM from `mobile_sam.pt`.
+def load_mobile(file: Path) -> Sam1:
+    """Load `mobile_sam.pt`.
 
     Raises:
-        InputError: the file is not that: unreadable, code in it, or a tensor that is missing, surplus or of another
-            shape.
+        ModelError: unreadable, code in it, or a tensor that is missing, unexpected or of another shape.
     """
     try:
         with warnings.catch_warnings():
@@ -96,28 +95,28 @@ def load_mobile(file: Path) -> FirstSam:
     except Exception as error:
         # A truncated archive, a pickle of objects and a file of another kind each fail with a type of their own.
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{file} is no file of MobileSAM's weights: {reason}") from error
+        raise ModelError(f"{file} is no file of MobileSAM's weights: {reason}") from error
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{file} is no file of MobileSAM's weights: it holds no tensors by name")
+        raise ModelError(f"{file} is no file of MobileSAM's weights: it holds no tensors by name")
     return mobile_sam(str(file), content)
 
 
-def mobile_sam(name: str, weights: Mapping[str, Tensor], frame: int = FRAME) -> FirstSam:
-    """MobileSAM of weights by their official names, for images of `frame` pixels, a multiple of 16.
+def mobile_sam(name: str, weights: Mapping[str, Tensor], frame: int = FRAME) -> Sam1:
+    """Build MobileSAM from weights by their official names, for images of `frame` pixels, a multiple of 16.
 
     Raises:
-        InputError: a tensor that is missing, surplus or of another shape.
+        ModelError: a tensor that is missing, unexpected or of another shape.
     """
     model = untrained(frame)
     _fill(model, name, weights)
-    sam = FirstSam(name, model)
+    sam = Sam1(name, model)
     model.vision_encoder.fold()
     model.vision_encoder.to(memory_format=torch.channels_last).requires_grad_(False).eval()
     return sam
 
 
 def untrained(frame: int = FRAME) -> Any:
-    """A `SamModel` for `frame` pixels with a `MobileEncoder` in the place of its ViT."""
+    """Build a `SamModel` for `frame` pixels with a `MobileEncoder` in place of its ViT, weights random."""
     # The ViT is replaced at once, so it has no layers. The authors' transformer has PyTorch's epsilon in its norms,
     # where transformers' default has another.
     vision = {"num_hidden_layers": 0, "hidden_size": 16, "num_attention_heads": 1, "global_attn_indexes": []}
@@ -133,7 +132,7 @@ def untrained(frame: int = FRAME) -> Any:
 
 
 def _fill(model: Any, name: str, weights: Mapping[str, Tensor]) -> None:
-    """Load every tensor of the file but those known to be of no use; refuse any that is missing, surplus or odd."""
+    """Load every tensor of the file except those known to be unused; reject missing, unexpected and misshapen ones."""
     ours = {_ours(key): key for key in weights if not _UNUSED.search(key)}
     state = {key: weights[official].to(torch.float32) for key, official in ours.items()}
     # One matrix serves both for prompts and for the cells of the image.
@@ -142,12 +141,12 @@ def _fill(model: Any, name: str, weights: Mapping[str, Tensor]) -> None:
         state["shared_image_embedding.positional_embedding"] = state[f"prompt_encoder.{shared}"]
     expected = model.state_dict()
     for key in sorted(expected.keys() - state.keys()):
-        raise InputError(f"{name} is no file of MobileSAM's weights: it lacks what is {key} here")
+        raise ModelError(f"{name} is no file of MobileSAM's weights: it lacks what is {key} here")
     for key in sorted(state.keys() - expected.keys()):
-        raise InputError(f"{name} is no file of MobileSAM's weights: its tensor {ours.get(key, key)} is unknown")
+        raise ModelError(f"{name} is no file of MobileSAM's weights: its tensor {ours.get(key, key)} is unknown")
     for key, value in expected.items():
         if value.shape != state[key].shape:
-            raise InputError(f"{name} is no file of MobileSAM's weights: {ours[key]} is of shape "
+            raise ModelError(f"{name} is no file of MobileSAM's weights: {ours[key]} is of shape "
                              f"{tuple(state[key].shape)}, not {tuple(value.shape)}")  # fmt: skip
     model.load_state_dict(state)
 

@@ -1,4 +1,4 @@
-"""What every Segment Anything model does here: an image is encoded once, then masks follow from prompts.
+"""The interface of Segment Anything models: an image is encoded once, then prompts give masks.
 
 A model sees a square frame of `size` pixels. SAM and MobileSAM put the image into its upper left corner and fill the
 rest with zeros; SAM 2 stretches the image over all of it. Callers never meet the frame: prompts and masks are relative
@@ -6,6 +6,7 @@ to the image.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.functional import pil_to_tensor
 
-from simzss.data.images import to_rgb
-from simzss.errors import InputError
+from simzss.errors import ConfigError, DataError
 from simzss.models.fingerprint import fingerprint
+from simzss.models.sam.attention import LastAttention as LastAttention
+from simzss.models.sam.resize import SamResize as SamResize
 from simzss.models.sam.sampling import bilinear, centres
 
 PROMPTS_AT_ONCE = 64
-"""Prompts that one call of the decoder takes at most: at its peak each takes some 35 MB in float32."""
+"""Maximum number of prompts in a call of the decoder: each takes some 35 MB in float32 at the peak."""
 _MASK_CELLS = 4  # cells of the decoder's mask grid per cell of the embedding, along each side; in SAM and in SAM 2
 
 
@@ -36,7 +37,7 @@ class Prompts:
         masks: (P, H', W') float logits over the whole image at any size, or None.
 
     Raises:
-        InputError: shapes that do not go together, or no prompt of any kind.
+        DataError: shapes that do not go together, or no prompt of any kind.
     """
 
     points: Tensor | None = None
@@ -57,14 +58,14 @@ class Prompts:
             and (self.masks is None or (self.masks.ndim == 3 and self.masks.shape[1] > 0 and self.masks.shape[2] > 0))
         )
         if not fits:
-            raise InputError(f"prompts of SAM must be points (P, n, 2) with labels (P, n), boxes (P, 4) or masks "
+            raise DataError(f"prompts of SAM must be points (P, n, 2) with labels (P, n), boxes (P, 4) or masks "
                              f"(P, h, w), not {shapes}")  # fmt: skip
 
     def __len__(self) -> int:
         return next(len(value) for value in (self.points, self.boxes, self.masks) if value is not None)
 
     def part(self, start: int, stop: int, like: Tensor) -> "Prompts":
-        """The prompts from `start` to before `stop` on the device of a tensor, all but the labels in its dtype."""
+        """Return the prompts `start` to `stop` on the device of a tensor, all but the labels in its dtype."""
 
         def cut(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[start:stop].to(like)
@@ -74,57 +75,13 @@ class Prompts:
 
 
 @dataclass(frozen=True, eq=False)
-class LastAttention:
-    """The last global attention of an encoder over the N = h * w cells that show the image; never made as a whole.
-
-    Attributes:
-        grid: (h, w) cells.
-        values: (heads, N, d) float32.
-        queries: (heads, N, d), not scaled.
-        keys: (heads, H * W, d) of the whole frame, cells of padding included: they take part in the softmax.
-        frame: (H, W) cells of the frame.
-        down, across: (h, H, d) and (w, W, d) relative positions between a query's row or column and those of the keys;
-            None for a model without.
-    """
-
-    grid: tuple[int, int]
-    values: Tensor
-    queries: Tensor = field(repr=False)
-    keys: Tensor = field(repr=False)
-    frame: tuple[int, int] = field(repr=False)
-    down: Tensor | None = field(default=None, repr=False)
-    across: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return len(self.values)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """What the cells from `start` to before `stop` look at: (heads, stop - start, N) float32.
-
-        A row sums to less than 1 where the cell looks at padding too, which is left out.
-        """
-        query, key = self.queries[:, start:stop].float(), self.keys.float()
-        logits = (query * query.shape[-1] ** -0.5) @ key.mT
-        logits = logits.unflatten(-1, self.frame)
-        if self.down is not None and self.across is not None:
-            cell = torch.arange(start, start + query.shape[1], device=query.device)
-            row, column = cell // self.grid[1], cell % self.grid[1]
-            logits += torch.einsum("snd,nkd->snk", query, self.down[row].float())[..., :, None]
-            logits += torch.einsum("snd,nkd->snk", query, self.across[column].float())[..., None, :]
-        weights = logits.flatten(-2).softmax(-1).unflatten(-1, self.frame)
-        return weights[..., : self.grid[0], : self.grid[1]].flatten(-2)
-
-
-@dataclass(frozen=True, eq=False)
 class SamEncoding:
-    """What the encoder makes of one image.
+    """Output of the encoder for one image.
 
     Attributes:
         embedding: (C, h, w) float32 of the cells that show the image. Where the image ends within a cell, the cell
             counts, so that the last row or column may be a fraction.
-        attention: of the last global attention; None where it was not asked for.
+        attention: last global attention; None where it was not asked for.
         cells: (height, width) of the image in cells of the embedding, fractions included.
     """
 
@@ -141,7 +98,7 @@ class SamMasks:
 
     Attributes:
         logits: (P, M, h', w') float32 on the decoder's grid, which covers the whole frame.
-        iou: (P, M) float32, the IoU with the truth that the model itself expects.
+        iou: (P, M) float32, predicted IoU with the ground truth.
         cells: (height, width) of the image in cells of that grid, fractions included.
     """
 
@@ -150,52 +107,26 @@ class SamMasks:
     cells: tuple[float, float]
 
     def at(self, size: tuple[int, int], index: Tensor | None = None) -> Tensor:
-        """Logits of prompts over the image at a size (H, W), bilinear between the cells: (len(index), M, H, W).
+        """Resample logits to an image size (H, W), bilinear between the cells: (len(index), M, H, W).
 
         Args:
             size: height and width of the result, which covers the image exactly, whatever its size.
-            index: (n,) int64, which prompts; all when None. A few at a time bound the memory.
+            index: (n,) int64, indices of prompts; None for all. A few at a time bound the memory.
         """
         chosen = self.logits if index is None else self.logits[index.to(self.logits.device)]
         return bilinear(chosen, centres(size[0], self.cells[0]), centres(size[1], self.cells[1]))
 
 
-@dataclass(frozen=True)
-class SamResize:
-    """Makes of an image what a model's `encode` takes; without weights, so that data-loading workers can hold it.
-
-    Attributes:
-        size: side of the model's frame in pixels.
-        square: stretch the image over all of the frame (SAM 2), rather than fit its long side.
-    """
-
-    size: int
-    square: bool = False
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The image at the size that `shape` says, bilinear: (3, h, w) uint8."""
-        height, width = self.shape(image.height, image.width)
-        return pil_to_tensor(to_rgb(image).resize((width, height), Image.Resampling.BILINEAR))
-
-    def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which an image of these is encoded."""
-        if self.square:
-            return self.size, self.size
-        scale = self.size / max(height, width)
-        # Rounded as the authors do it, but a very thin image keeps a pixel.
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-class Sam(nn.Module):
+class Sam(nn.Module, ABC):
     """A frozen Segment Anything model; always in evaluation mode.
 
-    Several threads may use one at a time: nothing of an image is kept on it.
+    Thread-safe: no state of an image is kept on it.
 
     Args:
         name: for messages.
         model: transformers' model, with `vision_encoder`, `prompt_encoder` and `mask_decoder`.
-        resizer: how it takes images.
-        has_attention: whether `encode` can give the last global attention.
+        resizer: resizes images to its frame.
+        has_attention: `encode` can return the last global attention.
     """
 
     mean: Tensor
@@ -228,24 +159,24 @@ class Sam(nn.Module):
         return super().train(False)
 
     def use_precision(self, precision: str) -> "Sam":
-        """Keep the weights of the encoder and the mask decoder in bfloat16 for `bf16-mixed`.
+        """Convert the weights of the encoder and the mask decoder to bfloat16 for `bf16-mixed`.
 
         The prompt encoder stays as it is: bfloat16 has too few digits for a coordinate, and it costs nothing.
 
         Raises:
-            InputError: full precision is asked for after the weights were rounded.
+            ConfigError: full precision is asked for after the weights were rounded.
         """
         lowered = self._dtype == torch.bfloat16
         if precision == "bf16-mixed":
             self.model.vision_encoder.to(torch.bfloat16)
             self.model.mask_decoder.to(torch.bfloat16)
         elif lowered:
-            raise InputError(f"precision={precision} is not possible any more: the weights of SAM {self.name} are "
+            raise ConfigError(f"precision={precision} is not possible any more: the weights of SAM {self.name} are "
                              "rounded to bfloat16; load the model again")  # fmt: skip
         return self
 
     def resize(self, image: Image.Image) -> Tensor:
-        """What `encode` takes of an image: (3, h, w) uint8."""
+        """Resize an image for `encode`: (3, h, w) uint8."""
         return self.resizer(image)
 
     @torch.no_grad()
@@ -253,31 +184,32 @@ class Sam(nn.Module):
         """Encode one image.
 
         Args:
-            pixels: (3, h, w) uint8 of the size that `resize` gives.
-            attention: also give the last global attention.
+            pixels: (3, h, w) uint8 of the size that `resize` returns.
+            attention: return the last global attention too.
 
         Raises:
-            InputError: pixels of another size, or an attention that this model does not have.
+            ConfigError: an attention that this model does not have.
+            DataError: pixels of another size.
         """
         if pixels.ndim != 3 or len(pixels) != 3 or min(pixels.shape[1:]) < 1 or not self._takes(*pixels.shape[1:]):
             wanted = f"{self.size} x {self.size}" if self.resizer.square else f"with a long side of {self.size}"
-            raise InputError(f"SAM {self.name} takes RGB images {wanted}, not of shape {tuple(pixels.shape)}")
+            raise DataError(f"SAM {self.name} takes RGB images {wanted}, not of shape {tuple(pixels.shape)}")
         if attention and not self.has_attention:
-            raise InputError(f"SAM {self.name} has no global attention over the image's cells to give")
+            raise ConfigError(f"SAM {self.name} has no global attention over the image's cells to give")
         height, width = int(pixels.shape[1]), int(pixels.shape[2])
         frame = (pixels.to(self.mean.device, self.mean.dtype) - self.mean) / self.std
         frame = F.pad(frame, (0, self.size - width, 0, self.size - height))[None]
         embedding, fine, last = self._encode(frame.to(self._dtype), (height, width), attention)
         cells = (height * embedding.shape[2] / self.size, width * embedding.shape[3] / self.size)
-        seen = embedding[0, :, : math.ceil(cells[0]), : math.ceil(cells[1])].float()
-        return SamEncoding(seen, last, cells, embedding, fine)
+        visible = embedding[0, :, : math.ceil(cells[0]), : math.ceil(cells[1])].float()
+        return SamEncoding(visible, last, cells, embedding, fine)
 
     @torch.no_grad()
     def decode(self, encoding: SamEncoding, prompts: Prompts, multimask: bool = False) -> SamMasks:
-        """Masks of prompts: one batched call of the decoder for every `PROMPTS_AT_ONCE` prompts.
+        """Predict masks of prompts, `PROMPTS_AT_ONCE` in a call of the decoder.
 
         Args:
-            encoding: of the image, by this model.
+            encoding: the image, encoded by this model.
             prompts: P prompts.
             multimask: three masks of different extent for each prompt (M = 3), not one (M = 1).
         """
@@ -295,17 +227,17 @@ class Sam(nn.Module):
             return SamMasks(empty, empty[..., 0, 0], cells)
         return SamMasks(torch.cat(logits), torch.cat(iou), cells)
 
+    @abstractmethod
     def _encode(
         self, frame: Tensor, image: tuple[int, int], attention: bool
     ) -> tuple[Tensor, tuple[Tensor, ...], LastAttention | None]:
-        """The embedding (1, C, H, W) of a frame (1, 3, size, size), finer maps, the last attention of its image."""
-        raise NotImplementedError
+        """Return embedding (1, C, H, W) of a frame (1, 3, size, size), finer maps, and the last attention."""
 
+    @abstractmethod
     def _decode(
         self, encoding: SamEncoding, prompts: dict[str, Tensor | None], count: int, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """Logits (P, 1, M, h', w') and expected IoU (P, 1, M) of prompts as transformers' prompt encoder takes them."""
-        raise NotImplementedError
+        """Return logits (P, 1, M, h', w') and predicted IoU (P, 1, M) of prompts in the form of `_framed`."""
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -315,9 +247,9 @@ class Sam(nn.Module):
         return height == width == self.size if self.resizer.square else max(height, width) == self.size
 
     def _framed(self, prompts: Prompts, cells: tuple[float, float], side: int) -> dict[str, Tensor | None]:
-        """Prompts in pixels of the frame, as transformers takes them; every prompt is one of the batch.
+        """Convert prompts to pixels of the frame, one prompt per batch entry, as transformers takes them.
 
-        (A prompt encoder's second axis is for prompts that share one mask prompt.)
+        The second axis of a prompt encoder is for prompts that share one mask prompt.
         """
         # Coordinates here are continuous, and transformers, like the authors, takes indices of pixels and adds half a
         # pixel to get their centres; what it adds is taken off before.
@@ -338,7 +270,7 @@ class Sam(nn.Module):
 
 
 def _within(count: int, cells: float, side: int) -> Tensor:
-    """Positions in a mask of `count` pixels over the image, of those cells of the frame whose centre is in the image.
+    """Return positions in a mask of `count` pixels of the frame's cells whose centre is in the image.
 
     (n,) float64; at least one, for an image thinner than half a cell.
     """

@@ -1,4 +1,4 @@
-"""SAM of the first generation: a plain ViT (transformers' `SamModel`), or any encoder in its place (MobileSAM)."""
+"""SAM (Kirillov et al. 2023): transformers' `SamModel`, with its ViT or another encoder (MobileSAM)."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from simzss.models.sam.sam import LastAttention, Sam, SamEncoding, SamResize
 
 
-class FirstSam(Sam):
+class Sam1(Sam):
     """A `SamModel`; its last global attention is recomputed from its own weights, without hooks.
 
     Args:
@@ -54,23 +54,23 @@ class FirstSam(Sam):
 
 
 def _last_global(encoder: Any) -> Any:
-    """The last layer whose attention spans the whole frame; None where no layer's does."""
+    """Return the last layer whose attention spans the whole frame, or None."""
     layers = [layer for layer in getattr(encoder, "layers", ()) if layer.window_size == 0]
     return layers[-1] if layers else None
 
 
 def _attention(layer: Any, cells: Tensor, grid: tuple[int, int]) -> LastAttention:
-    """Attention of a layer whose input are `cells` (1, H, W, C), for the cells of `grid` in the upper left corner."""
+    """Recompute the attention of a layer from its input (1, H, W, C), for the cells of `grid` in the upper left."""
     attention, frame = layer.attn, (int(cells.shape[1]), int(cells.shape[2]))
     heads = attention.num_attention_heads
     projected = attention.qkv(layer.layer_norm1(cells))[0].unflatten(-1, (3, heads, -1))
     queries, keys, values = projected.permute(2, 3, 0, 1, 4).unbind(0)  # (heads, H, W, d) each
 
-    def seen(tokens: Tensor) -> Tensor:
+    def visible(tokens: Tensor) -> Tensor:
         return tokens[:, : grid[0], : grid[1]].flatten(1, 2)
 
     down = across = None
     if attention.use_rel_pos:
         down = attention.get_rel_pos(frame[0], frame[0], attention.rel_pos_h)[: grid[0]]
         across = attention.get_rel_pos(frame[1], frame[1], attention.rel_pos_w)[: grid[1]]
-    return LastAttention(grid, seen(values).float(), seen(queries), keys.flatten(1, 2), frame, down, across)
+    return LastAttention(grid, visible(values).float(), visible(queries), keys.flatten(1, 2), frame, down, across)

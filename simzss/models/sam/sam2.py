@@ -1,4 +1,4 @@
-"""SAM 2 on single images (transformers' `Sam2Model`): stretched images, and two finer maps for the decoder."""
+"""SAM 2 (Ravi et al. 2024) on single images: transformers' `Sam2Model`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from simzss.models.sam.sam import LastAttention, Sam, SamEncoding, SamResize
 
 
-class SecondSam(Sam):
+class Sam2(Sam):
     """A `Sam2Model`.
 
     Args:
@@ -21,8 +21,8 @@ class SecondSam(Sam):
         resizer = SamResize(int(model.config.prompt_encoder_config.image_size), square=True)
         super().__init__(name, model, resizer, has_attention=False)
 
-    def use_precision(self, precision: str) -> "SecondSam":
-        """As for every model, and what stands for the memory of a video with the weights of the encoder."""
+    def use_precision(self, precision: str) -> "Sam2":
+        """Convert the weights as `Sam` does, and the embedding that stands for the memory of a video."""
         super().use_precision(precision)
         self.model.no_memory_embedding.data = self.model.no_memory_embedding.data.to(self._dtype)
         return self

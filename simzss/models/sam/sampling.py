@@ -1,11 +1,11 @@
-"""Bilinear samples of maps at any rows and columns, half pixels included."""
+"""Bilinear samples of maps at fractional rows and columns."""
 
 import torch
 from torch import Tensor
 
 
 def centres(count: int, extent: float) -> Tensor:
-    """Positions, counted in cells of a map, of `count` pixels of equal size that cover its first `extent` cells.
+    """Return positions, in cells of a map, of `count` pixels of equal size that cover its first `extent` cells.
 
     A position of 0 is the centre of the first cell, and -0.5 its edge.
 
@@ -16,11 +16,11 @@ def centres(count: int, extent: float) -> Tensor:
 
 
 def bilinear(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Values of maps (..., h, w) at rows (H,) and columns (W,): (..., H, W).
+    """Sample maps (..., h, w) at rows (H,) and columns (W,): (..., H, W).
 
-    Positions outside take the value at the edge. Nothing is smoothed before: a smaller result skips cells.
+    Positions outside take the value at the edge. There is no antialiasing: a smaller result skips cells.
     """
-    # Columns first: they are looked up in the few rows of the map and not in the many of the result.
+    # Columns first: the map has fewer rows than the result.
     return _along(_along(maps, columns, -1), rows, -2)
 
 

@@ -1,4 +1,4 @@
-"""Features averaged over the places that belong together, as a correlation matrix says (Trident, Shi et al. 2024, 3.3).
+"""Features averaged over the cells that belong together, by a correlation matrix (Trident, Shi et al. 2024, 3.3).
 
 The matrix comes from the last global attention of a SAM encoder, from the similarities of a SAM's image embedding (for
 those whose attention never spans the image, such as MobileSAM and SAM 2), or from those of the features themselves. It
@@ -6,90 +6,31 @@ is made some rows at a time: as a whole, and for each head, it would take gigaby
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simzss.errors import InputError, nearest
-from simzss.models.sam.sam import LastAttention, Sam, SamEncoding
+from simzss.models.sam.sam import LastAttention, SamEncoding
 from simzss.models.sam.sampling import bilinear, centres
-
-KINDS = ("none", "sam", "attention", "embedding", "patches")
-
-COS_FACTOR = 1.2
-"""What `cos_factor` is where neither the settings nor a benchmark say."""
+from simzss.segmentation.settings import AggregateSettings
 
 _HIGHEST = 0.9  # threshold: above it hardly a cell would keep another one
 _CHUNK = 2**22  # elements of a matrix, over all heads, at a time
 _KEYS = 64  # cells along a side that the features' own similarity looks at: those of SAM
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """How features are averaged, `conf/correlate`.
-
-    Args:
-        kind: `none`; `attention` or `embedding` of SAM; `sam`: its attention, or its embedding where it has none;
-            `patches`: the features' own similarity.
-        cos_factor: a cell looks at those whose similarity is above so many times the mean one; None: as the benchmark
-            says.
-        temperature: of the weights exp(similarity / temperature) of `embedding` and `patches`.
-        parts: SAM sees the image in so many parts along its longer side, each in full resolution; None: as the
-            benchmark says.
-    """
-
-    kind: str = "none"
-    cos_factor: float | None = None
-    temperature: float = 0.05
-    parts: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"correlate.kind={self.kind} is unknown; {nearest(self.kind, KINDS)}")
-        if self.cos_factor is not None and not self.cos_factor >= 0:  # so that NaN is refused too
-            raise InputError(f"correlate.cos_factor={self.cos_factor} must be at least 0")
-        if not self.temperature > 0:
-            raise InputError(f"correlate.temperature={self.temperature} must be above 0")
-        if self.parts is not None and self.parts < 1:
-            raise InputError(f"correlate.parts={self.parts} must be at least 1")
-
-    @property
-    def needs_sam(self) -> bool:
-        """Whether a SAM sees the image."""
-        return self.kind in ("sam", "attention", "embedding")
-
-    def resolved(self, sam: Sam | None, cos_factor: float | None = None, parts: int | None = None) -> "Correlation":
-        """These settings without open ones: their own values, else those given of a benchmark, else the defaults.
-
-        Raises:
-            InputError: an attention is asked of a SAM that has none.
-        """
-        kind = self.kind
-        if kind == "sam":
-            assert sam is not None
-            kind = "attention" if sam.has_attention else "embedding"
-        elif kind == "attention" and sam is not None and not sam.has_attention:
-            raise InputError(f"correlate.kind=attention: SAM {sam.name} has no global attention over the image's "
-                             "cells; use embedding")  # fmt: skip
-        own = self.cos_factor if self.cos_factor is not None else cos_factor
-        pieces = (self.parts if self.parts is not None else parts) if self.needs_sam else 1
-        return replace(self, kind=kind, cos_factor=COS_FACTOR if own is None else own, parts=pieces or 1)
-
-
-def correlate(
-    features: Tensor, encodings: list[SamEncoding], settings: Correlation, photo: tuple[int, int] | None = None
+def aggregate(
+    features: Tensor, encodings: list[SamEncoding], settings: AggregateSettings, photo: tuple[int, int] | None = None
 ) -> Tensor:
     """Average features over the cells that belong together.
 
     Args:
         features: (C, h, w) of the whole image.
-        encodings: what SAM made of the image, or of its parts from left to right or from top to bottom; empty for
-            `patches`.
+        encodings: SAM's of the image, or of its parts from left to right or from top to bottom; empty for `patches`.
         settings: resolved.
-        photo: its height and width, of which the longer one was cut; None: as of the features, which may have been
-            rounded to a square.
+        photo: height and width of the photo, whose longer side was divided; None: as of the features, which may have
+            been rounded to a square.
 
     Returns:
         (C, h', w') float32: on SAM's grid, or on that of the features for `patches`.
@@ -97,46 +38,46 @@ def correlate(
     assert settings.cos_factor is not None
     features = features.float()
     if settings.kind == "patches":
-        keys = _shrunk(features)
+        keys = _reduced(features)
         rows = similarity_rows(features.flatten(1).T, keys.flatten(1).T, settings.cos_factor, settings.temperature)
-        return _averaged(rows, keys).unflatten(1, features.shape[1:])
+        return _product(rows, keys).unflatten(1, features.shape[1:])
     height, width = photo or features.shape[1:]
     axis = 1 if width >= height else 0
     # Parts may differ by a pixel, and must fit together: all have the cells of the largest.
     even = [max(1, round(max(encoding.cells[side] for encoding in encodings))) for side in (0, 1)]
-    pieces = [
+    parts = [
         _on_grid(_part(features, axis, number, len(encodings)), encoding, settings, even)
         for number, encoding in enumerate(encodings)
     ]
-    return torch.cat(pieces, dim=1 + axis)
+    return torch.cat(parts, dim=1 + axis)
 
 
-def _on_grid(features: Tensor, encoding: SamEncoding, settings: Correlation, even: Sequence[int]) -> Tensor:
-    """The same for one picture that SAM saw: (C, *even) on cells that divide it evenly."""
+def _on_grid(features: Tensor, encoding: SamEncoding, settings: AggregateSettings, even: Sequence[int]) -> Tensor:
+    """Average features over the cells of one image that SAM encoded: (C, *even) on cells that divide it evenly."""
     assert settings.cos_factor is not None
     grid, cells = (encoding.embedding.shape[1], encoding.embedding.shape[2]), encoding.cells
-    places = [
+    positions = [
         centres(count, count * length / extent)
         for count, length, extent in zip(grid, features.shape[1:], cells, strict=True)
     ]
-    values = bilinear(features, *places)
+    values = bilinear(features, *positions)
     if settings.kind == "attention":
         assert encoding.attention is not None
         rows = attention_rows(encoding.attention, settings.cos_factor)
     else:
         own = encoding.embedding.flatten(1).T.to(features.device)
         rows = similarity_rows(own, own, settings.cos_factor, settings.temperature)
-    found = _averaged(rows, values).unflatten(1, grid)
+    found = _product(rows, values).unflatten(1, grid)
     # The last row or column of SAM's cells may lie partly outside the image.
     return bilinear(found, *(centres(count, extent) for count, extent in zip(even, cells, strict=True)))
 
 
 def attention_rows(attention: LastAttention, cos_factor: float) -> Iterator[Tensor]:
-    """Rows (r, N) of the correlation matrix that an attention makes; each row sums to 1.
+    """Yield rows (r, N) of the correlation matrix of an attention; each row sums to 1.
 
-    In each head, what a cell looks at counts where the cosine of the two values is above min(cos_factor * mean, 0.9);
-    the mean over heads is normalised. (The mean of all cosines of a head is the squared length of its mean unit vector,
-    and so never negative.)
+    In each head, the weight of another cell counts where the cosine of both values is above min(cos_factor * mean,
+    0.9); the mean over heads is normalised. (The mean of all cosines of a head is the squared length of its mean unit
+    vector, and so never negative.)
     """
     unit = F.normalize(attention.values.float(), dim=-1)  # (heads, N, d)
     heads, count, _ = unit.shape
@@ -152,14 +93,14 @@ def attention_rows(attention: LastAttention, cos_factor: float) -> Iterator[Tens
 
 
 def similarity_rows(queries: Tensor, keys: Tensor, cos_factor: float, temperature: float) -> Iterator[Tensor]:
-    """Rows (r, M) of the correlation matrix that similarities make; each row sums to 1.
+    """Yield rows (r, M) of the correlation matrix of similarities; each row sums to 1.
 
-    Weights are exp(cos / temperature) where the cosine is above min(cos_factor * mean, 0.9); a cell always looks at
-    the one most like it.
+    Weights are exp(cos / temperature) where the cosine is above min(cos_factor * mean, 0.9), and for the most similar
+    cell.
 
     Args:
-        queries: (N, G) vectors of the cells that look.
-        keys: (M, G) of those looked at.
+        queries: (N, G) vectors.
+        keys: (M, G) vectors.
         cos_factor: see above.
         temperature: see above.
     """
@@ -173,20 +114,20 @@ def similarity_rows(queries: Tensor, keys: Tensor, cos_factor: float, temperatur
         yield (cosines / temperature).masked_fill_(left_out, -torch.inf).softmax(dim=1)
 
 
-def _averaged(rows: Iterator[Tensor], values: Tensor) -> Tensor:
-    """(C, N): rows (r, M) of a matrix, one after the other, times the values (C, h, w) of M cells."""
+def _product(rows: Iterator[Tensor], values: Tensor) -> Tensor:
+    """Multiply rows (r, M) of a matrix, one block after the other, by the values (C, h, w) of M cells: (C, N)."""
     flat = values.flatten(1).T
     return torch.cat([part @ flat for part in rows]).T
 
 
-def _shrunk(features: Tensor) -> Tensor:
-    """(C, h, w) with at most `_KEYS` cells along a side: means of cells."""
+def _reduced(features: Tensor) -> Tensor:
+    """Pool features (C, h, w) to at most `_KEYS` cells along a side."""
     height, width = features.shape[1:]
     return F.adaptive_avg_pool2d(features, (min(height, _KEYS), min(width, _KEYS)))
 
 
 def _part(features: Tensor, axis: int, number: int, parts: int) -> Tensor:
-    """(C, h, w) -> the cells of one of several parts of equal length along an axis, bilinear."""
+    """Sample the cells (C, h, w) of one of several parts of equal length along an axis, bilinear."""
     if parts == 1:
         return features
     length = features.shape[1 + axis]

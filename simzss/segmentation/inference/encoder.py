@@ -1,207 +1,163 @@
-"""What the frozen models see of images: windows through the backbone, joined as the protocol says, against the classes.
+"""The frozen models' view of images: windows through the backbone, joined as the protocol says, against the classes.
 
 Windows of many images go through the backbone together. Their scores are averaged (`inference=slide`), or their
-features are spliced into one map (`splice`), which a correlation may average over what belongs together, before the
-last norm, the head and the cosines. A head that was trained with masks cuts windows of its own, and gives scores of the
-whole image.
+features are stitched into one map (`stitch`), which may be aggregated over what belongs together, before the last
+norm, the head and the cosines. A mask head cuts windows of its own, and gives scores of the whole image.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from simzss.models.mask_head.head import MultiResHead
-from simzss.models.mask_head.views import views_per_image
 from simzss.models.sam.sam import Sam, SamEncoding
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.classifier import Classifier
-from simzss.segmentation.inference.aggregate import Correlation, correlate
+from simzss.segmentation.inference.aggregate import aggregate
+from simzss.segmentation.inference.mask_head import mask_head_scores
 from simzss.segmentation.inference.prepare import Prepared
-from simzss.segmentation.inference.proxy import window_guide
-from simzss.segmentation.inference.scores import ScoreMap
-from simzss.segmentation.inference.stitch import Splice
-from simzss.segmentation.inference.windows import cut
-from simzss.segmentation.protocol import Protocol
-
-_Windows = tuple[list[tuple[int, int]], list[Tensor]]
-"""Places of windows, top and left in pixels of the resized image, and the windows (3, h, w)."""
+from simzss.segmentation.inference.proxy import window_proxy
+from simzss.segmentation.inference.scores import WindowScores
+from simzss.segmentation.inference.stitch import Stitch
+from simzss.segmentation.inference.windows import Windows, cut, shape_of
+from simzss.segmentation.settings import AggregateSettings, Protocol
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was seen of one image.
+class ImageEncoding:
+    """Output of the frozen models for one image.
 
     Attributes:
-        scores: for each classifier its scores at any size (height, width).
-        encoding: SAM's of the whole image, for refinements, its attention having served; None without SAM.
+        prepared: the photo.
+        scores: of each classifier, at any size.
+        sam: SAM's encoding of the whole image, for refinements, without its attention; None without SAM.
     """
 
-    scores: list[Callable[[tuple[int, int]], ScoreMap]]
-    encoding: SamEncoding | None
+    prepared: Prepared
+    scores: tuple[WindowScores, ...]
+    sam: SamEncoding | None
 
 
-class Vision:
-    """The frozen models and how they look at images; nothing of an image is kept.
+class ImageEncoder:
+    """Encodes images by the frozen models; keeps nothing of an image.
 
     Args:
         model: with the backbone.
         protocol: resolved.
-        correlation: resolved.
-        sam: a Segment Anything model, where the correlation or the proxy asks one.
+        aggregation: resolved.
+        sam: a Segment Anything model, where the aggregation or the proxy needs one.
         batch_size: windows at a time.
     """
 
     def __init__(
-        self, model: SimZSS, protocol: Protocol, correlation: Correlation, sam: Sam | None, batch_size: int
+        self, model: SimZSS, protocol: Protocol, aggregation: AggregateSettings, sam: Sam | None, batch_size: int
     ) -> None:
         self.model = model
         self.protocol = protocol
-        self.correlation = correlation
+        self.aggregation = aggregation
         self.sam = sam
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def look(self, images: Sequence[Prepared], classifiers: Sequence[Classifier]) -> Iterator[Seen]:
-        """What is seen of each image, in their order."""
-        whole = [None if image.sam is None else self._seen(image.sam, self._attends(image)) for image in images]
+    def encode(self, images: Sequence[Prepared], classifiers: Sequence[Classifier]) -> Iterator[ImageEncoding]:
+        """Yield the encoding of each image, in their order."""
+        encodings = [None if image.sam is None else self._encode_sam(image.sam, not image.parts) for image in images]
         windows = [self._windows(image) for image in images]
-        if self.model.multires is None:
-            similarities = self._similarities(images, windows, whole, classifiers)
+        if self.model.mask_head is not None:
+            pixels = [image.pixels for image in images]
+            scores = mask_head_scores(self.model, self.model.mask_head, pixels, classifiers, self.batch_size)
+        elif self.protocol.inference == "stitch" or self.aggregation.kind != "none":
+            scores = self._stitched(images, windows, encodings, classifiers)
         else:
-            similarities = self._by_head(images, self.model.multires, classifiers)
-        for image, (places, cuts), encoding, own in zip(images, windows, whole, similarities, strict=True):
-            slides = self.protocol.inference == "slide"
-            shapes = (places if slides else None, shape_of(cuts[0]), shape_of(image.pixels))
-            kept = None if encoding is None else replace(encoding, attention=None)  # which has served, and is large
-            yield Seen([partial(ScoreMap, scores, *shapes) for scores in own], kept)
+            scores = self._by_window(windows, encodings, classifiers)
+        slide = self.protocol.inference == "slide"
+        for image, own, encoding, maps in zip(images, windows, encodings, scores, strict=True):
+            shapes = (own.positions if slide else None, own.shape, shape_of(image.pixels))
+            kept = None if encoding is None else replace(encoding, attention=None)  # large, and not needed any more
+            yield ImageEncoding(image, tuple(WindowScores(one, *shapes) for one in maps), kept)
 
-    def _windows(self, image: Prepared) -> _Windows:
+    @property
+    def _device(self) -> torch.device:
+        return self.model.backbone.mean.device
+
+    def _windows(self, image: Prepared) -> Windows:
         if self.protocol.inference == "whole":
-            return [(0, 0)], [image.pixels]
+            return Windows(image.pixels, [(0, 0)], [image.pixels])
         return cut(image.pixels, self.protocol.crop_size, self.protocol.stride)
 
-    def _seen(self, pixels: Tensor, attention: bool) -> SamEncoding:
+    def _encode_sam(self, pixels: Tensor, aggregates: bool) -> SamEncoding:
+        """Encode the whole image or a part; its attention only where it serves the aggregation."""
         assert self.sam is not None
-        return self.sam.encode(pixels.to(self.model.backbone.mean.device), attention)
+        return self.sam.encode(pixels.to(self._device), aggregates and self.aggregation.kind == "attention")
 
-    def _attends(self, image: Prepared) -> bool:
-        """Whether the attention of the whole image correlates its features."""
-        return self.correlation.kind == "attention" and not image.parts
+    def _by_window(
+        self, windows: Sequence[Windows], encodings: Sequence[SamEncoding | None], classifiers: Sequence[Classifier]
+    ) -> Iterator[list[Tensor]]:
+        """For each image and each classifier the cosines (W, S, h, w) of its windows."""
+        found: dict[tuple[int, int], list[Tensor]] = {}
+        for keys, maps in self._maps(windows, encodings):
+            scores = self._scores(maps, classifiers)
+            found |= {key: [part[row] for part in scores] for row, key in enumerate(keys)}
+        for index, own in enumerate(windows):
+            parts = [found[index, number] for number in range(len(own.crops))]
+            yield [torch.stack(same) for same in zip(*parts, strict=True)]
 
-    def _similarities(
+    def _stitched(
         self,
         images: Sequence[Prepared],
-        windows: Sequence[_Windows],
-        whole: Sequence[SamEncoding | None],
+        windows: Sequence[Windows],
+        encodings: Sequence[SamEncoding | None],
         classifiers: Sequence[Classifier],
     ) -> Iterator[list[Tensor]]:
-        """For each image and each classifier the (W, S, h, w) cosines of its windows, or of one map (W = 1)."""
-        owners = [(image, number) for image, (places, _) in enumerate(windows) for number in range(len(places))]
-        maps = self._maps(images, windows, whole)
-        if self.protocol.inference != "splice" and self.correlation.kind == "none":
-            found: dict[tuple[int, int], list[Tensor]] = {}
-            for members, batch in maps:
-                scores = self._scores(batch, classifiers)
-                found |= {owners[member]: [part[row] for part in scores] for row, member in enumerate(members)}
-            for owner, (places, _) in enumerate(windows):
-                own = [found[owner, number] for number in range(len(places))]
-                yield [torch.stack(parts) for parts in zip(*own, strict=True)]
-            return
-        splices = [
-            Splice(places, shape_of(cuts[0]), shape_of(image.pixels))
-            for image, (places, cuts) in zip(images, windows, strict=True)
-        ]
-        for members, batch in maps:
-            for member, cells in zip(members, batch, strict=True):
-                owner, number = owners[member]
-                splices[owner].add(number, cells)
-        for image, splice, encoding in zip(images, splices, whole, strict=True):
-            yield self._scores(self._correlated(splice.result(), image, encoding)[None], classifiers)
+        """For each image and each classifier the cosines (1, S, h, w) of one map of all windows."""
+        stitches = [Stitch(own.positions, own.shape, shape_of(own.image)) for own in windows]
+        for keys, maps in self._maps(windows, encodings):
+            for (index, number), cells in zip(keys, maps, strict=True):
+                stitches[index].add(number, cells)
+        for image, stitch, encoding in zip(images, stitches, encodings, strict=True):
+            yield self._scores(self._aggregated(stitch.result(), image, encoding)[None], classifiers)
 
-    def _by_head(
-        self, images: Sequence[Prepared], head: MultiResHead, classifiers: Sequence[Classifier]
-    ) -> Iterator[list[Tensor]]:
-        """For each image and each classifier (1, S, h, w) scores by a head that was trained with masks.
-
-        Scores are logarithms of probabilities times the temperature, so that the classifier's softmax gives those back.
-        """
-        shares = [_shares(head, classifier).to(self.model.backbone.mean.device) for classifier in classifiers]
-        found: dict[int, list[Tensor]] = {}
-        by_shape: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
-            by_shape[shape_of(image.pixels)].append(index)
-        for shape, indices in by_shape.items():
-            step = max(1, self.batch_size // views_per_image(*shape, head.config.window, head.config.views))
-            for members in (indices[start : start + step] for start in range(0, len(indices), step)):
-                batch = torch.stack([images[index].pixels for index in members]).to(self.model.backbone.mean.device)
-                levels = head.look(self.model.backbone, self.model.feature_norm.patches, batch)
-                said = head(levels)[-1]
-                for classifier, share in zip(classifiers, shares, strict=True):
-                    maps = head.maps(said, levels, classifier.similarity, share)
-                    scores = maps.clamp(min=torch.finfo(maps.dtype).tiny).log() * classifier.temperature
-                    for index, own in zip(members, scores, strict=True):
-                        found.setdefault(index, []).append(own[None])
-        yield from (found[index] for index in range(len(images)))
-
-    def _correlated(self, features: Tensor, image: Prepared, whole: SamEncoding | None) -> Tensor:
-        """(C, h, w) features of a whole image averaged over what belongs together."""
-        if self.correlation.kind == "none":
+    def _aggregated(self, features: Tensor, image: Prepared, whole: SamEncoding | None) -> Tensor:
+        """Features (C, h, w) of a whole image, averaged over what belongs together if the settings say so."""
+        if self.aggregation.kind == "none":
             return features
-        attends = self.correlation.kind == "attention"
-        encodings = [self._seen(part, attends) for part in image.parts]
-        if not encodings and self.correlation.needs_sam:
+        encodings = [self._encode_sam(part, aggregates=True) for part in image.parts]
+        if not encodings and self.aggregation.needs_sam:
             assert whole is not None
             encodings = [whole]
-        return correlate(features, encodings, self.correlation, image.size)
+        return aggregate(features, encodings, self.aggregation, image.size)
 
     def _scores(self, maps: Tensor, classifiers: Sequence[Classifier]) -> list[Tensor]:
-        """(B, C, h, w) maps before the norm and the head -> (B, S, h, w) cosines of each classifier."""
+        """Cosines (B, S, h, w) with each classifier of maps (B, C, h, w) before the norm and the head."""
         patches, grid = self.model.finish_patches(maps), shape_of(maps)
         return [classifier.similarity(patches).unflatten(-1, grid) for classifier in classifiers]
 
     def _maps(
-        self, images: Sequence[Prepared], windows: Sequence[_Windows], whole: Sequence[SamEncoding | None]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Maps (B, C, h, w) of windows before the norm and the head, and which of all windows they are.
+        self, windows: Sequence[Windows], encodings: Sequence[SamEncoding | None]
+    ) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+        """Yield maps (B, C, h, w) of windows before the norm and the head, with the image and the number of each.
 
-        Windows of one shape go together, whatever image they are of.
+        Windows of one shape go together, whichever image they are from.
         """
-        cuts = [window for _, own in windows for window in own]
-        guides: list[Tensor | None] = [None] * len(cuts)
-        if guided_by_sam(self.model):
-            guides = [
-                window_guide(encoding, place, shape_of(own[0]), shape_of(image.pixels))
-                for image, (places, own), encoding in zip(images, windows, whole, strict=True)
-                for place in places
-            ]
-        by_shape: defaultdict[Any, list[int]] = defaultdict(list)
-        for index, (window, guide) in enumerate(zip(cuts, guides, strict=True)):
-            by_shape[window.shape, None if guide is None else guide.shape].append(index)
-        for indices in by_shape.values():
-            for start in range(0, len(indices), self.batch_size):
-                members = indices[start : start + self.batch_size]
-                batch = torch.stack([cuts[index] for index in members]).to(self.model.backbone.mean.device)
-                guiding = [guide for index in members if (guide := guides[index]) is not None]
-                yield members, self.model.backbone.patch_map(batch, torch.stack(guiding) if guiding else None)
-
-
-def _shares(head: MultiResHead, classifier: Classifier) -> Tensor:
-    """(S) how much the frozen model's own opinion counts for each class and background word."""
-    trained, config = set(head.trained), head.config
-    known = [not trained.isdisjoint(names) for names in classifier.rows]
-    return torch.tensor([config.learned_share if yes else config.unseen_share for yes in known])
+        by_shape: defaultdict[object, list[tuple[int, int]]] = defaultdict(list)
+        proxies: dict[tuple[int, int], Tensor] = {}
+        for index, (own, encoding) in enumerate(zip(windows, encodings, strict=True)):
+            for number, position in enumerate(own.positions):
+                if guided_by_sam(self.model):
+                    assert encoding is not None
+                    proxies[index, number] = window_proxy(encoding, position, own.shape, shape_of(own.image))
+                proxy = proxies.get((index, number))
+                by_shape[own.shape, None if proxy is None else proxy.shape].append((index, number))
+        for keys in by_shape.values():
+            for start in range(0, len(keys), self.batch_size):
+                members = keys[start : start + self.batch_size]
+                batch = torch.stack([windows[index].crops[number] for index, number in members]).to(self._device)
+                features = torch.stack([proxies[key] for key in members]) if proxies else None
+                yield members, self.model.backbone.patch_map(batch, features)
 
 
 def guided_by_sam(model: SimZSS) -> bool:
-    """Whether SAM's embedding guides the backbone's last block (`proxy=sam`)."""
-    return model.backbone.features == "proxy" and model.backbone.guide is None
-
-
-def shape_of(image: Tensor) -> tuple[int, int]:
-    """Height and width."""
-    return image.shape[-2], image.shape[-1]
+    """Tell whether SAM's embedding is the proxy of the backbone's last block (`proxy=sam`)."""
+    return model.backbone.features == "proxy" and model.backbone.proxy_backbone is None

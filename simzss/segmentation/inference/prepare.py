@@ -1,13 +1,41 @@
-"""From a photo to what the models see: without weights, so that data-loading workers can hold it."""
+"""From a photo to the inputs of the models: without weights, so that data-loading workers can hold it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from simzss.data.images import to_rgb
+from simzss.data.images import decode_image, to_rgb
 from simzss.data.transforms import ShortSide
+from simzss.errors import DataError
 from simzss.models.sam.sam import SamResize
+
+Photo = str | Path | Image.Image | np.ndarray
+"""An image file, a PIL image, or an array (H, W, 3), (H, W, 4) or (H, W) of uint8."""
+
+
+def read_photo(photo: Photo) -> Image.Image:
+    """Return a photo as an RGB image; a file's EXIF orientation is applied, as in training.
+
+    Raises:
+        DataError: a file that is missing or no image, or an array of another kind.
+    """
+    if isinstance(photo, Image.Image):
+        return to_rgb(photo)
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or not photo.size:
+            raise DataError(f"a photo must be an array (H, W, 3) of uint8, not {photo.shape} of {photo.dtype}")
+        return to_rgb(Image.fromarray(photo))
+    path = Path(photo)
+    if not path.is_file():
+        raise DataError(f"image {path} does not exist")
+    try:
+        return decode_image(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix("unreadable image: ")
+        raise DataError(f"{path} is no readable image: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -17,7 +45,7 @@ class Prepared:
     Attributes:
         size: H and W.
         pixels: (3, h, w) uint8 for the backbone.
-        sam: (3, h', w') uint8 of the whole photo for SAM; None where it is not asked.
+        sam: (3, h', w') uint8 of the whole photo for SAM; None where it is not needed.
         parts: the same of each part of the photo, along its longer side; empty where the whole one serves.
     """
 
@@ -29,13 +57,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How photos become `Prepared`.
+    """Resizes photos for the models.
 
     Args:
         resize: for the backbone.
-        sam: for SAM; None where it is not asked.
-        parts: into how many parts along its longer side a photo is cut for SAM's correlation.
-        whole: whether SAM sees the whole photo too where it sees parts.
+        sam: for SAM; None where it is not needed.
+        parts: number of parts along its longer side in which SAM sees a photo.
+        whole: whether SAM sees the whole photo beside its parts.
     """
 
     resize: ShortSide
@@ -44,7 +72,7 @@ class Preparation:
     whole: bool = True
 
     def __call__(self, photo: Image.Image) -> Prepared:
-        """A photo of any size and mode."""
+        """Prepare a photo of any size and mode."""
         photo = to_rgb(photo)
         size = (photo.height, photo.width)
         pixels = self.resize(photo)
@@ -52,12 +80,12 @@ class Preparation:
             return Prepared(size, pixels)
         if self.parts == 1:
             return Prepared(size, pixels, self.sam(photo))
-        parts = tuple(self.sam(photo.crop(box)) for box in _boxes(photo.width, photo.height, self.parts))
+        parts = tuple(self.sam(photo.crop(box)) for box in part_boxes(photo.width, photo.height, self.parts))
         return Prepared(size, pixels, self.sam(photo) if self.whole else None, parts)
 
 
-def _boxes(width: int, height: int, parts: int) -> list[tuple[int, int, int, int]]:
-    """Left, top, right, bottom of parts of equal length along the longer side; each holds at least one pixel."""
+def part_boxes(width: int, height: int, parts: int) -> list[tuple[int, int, int, int]]:
+    """Return left, top, right, bottom of parts of equal length along the longer side; each has at least one pixel."""
     length = max(width, height)
     cuts = [round(number * length / parts) for number in range(parts + 1)]
     starts = [min(cut, length - 1) for cut in cuts[:-1]]

@@ -7,14 +7,34 @@ kernel and the pixels that its standard deviation runs over are those of the aut
 import torch
 from torch import Tensor
 
+from simzss.data.settings import Background
+from simzss.segmentation.inference.encoder import ImageEncoding
+from simzss.segmentation.refine.base import MapRefinement, Refinement, Refiner
+from simzss.segmentation.settings import PamrSettings
+
 BANDWIDTH = 0.1
 """Difference of colour at which the affinity falls to 1/e, in local standard deviations."""
 
 CHUNK_BYTES = 2**24
-"""Scores under way at a time: so many bytes of classes, at least one class."""
+"""Bytes of scores at a time, at least one class."""
 
 TILE_BYTES = 2**19
-"""Rows of a chunk that take all their neighbours in one go: so many bytes stay in a core's cache meanwhile."""
+"""Bytes of the rows that take all their neighbours in one go: they stay in a core's cache meanwhile."""
+
+
+class PamrRefiner(Refiner):
+    """PAMR on the resized image."""
+
+    settings: PamrSettings
+
+    def __init__(self, settings: PamrSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, image: ImageEncoding, probabilities: Tensor, background: Background) -> Refinement:
+        """Refine one image: see `Refiner`."""
+        colours = image.prepared.pixels.to(probabilities.device).float()
+        refined = pamr(colours, probabilities, self.settings.iterations, self.settings.dilations)
+        return MapRefinement(refined, image.prepared.size)
 
 
 @torch.no_grad()
@@ -26,7 +46,7 @@ def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: tuple[int, .
     Args:
         image: (3, H, W) colours on any scale.
         scores: (K, H, W) on the image's device, such as probabilities.
-        iterations: how often.
+        iterations: number of replacements.
         dilations: distances of the neighbours in pixels.
 
     Returns:
@@ -42,7 +62,7 @@ def pamr(image: Tensor, scores: Tensor, iterations: int, dilations: tuple[int, .
 
 
 def affinity(image: Tensor, dilations: tuple[int, ...]) -> Tensor:
-    """Weights of a pixel's neighbours: softmax over all of them of minus the difference in colour.
+    """Compute the weights of a pixel's neighbours: softmax over all of them of minus the difference in colour.
 
     The difference to a neighbour is taken per channel, over `BANDWIDTH` of the channel's standard deviation around the
     pixel, and averaged over the channels. The standard deviation is one for all dilations: of the sample of the 3 x 3
@@ -72,7 +92,7 @@ def affinity(image: Tensor, dilations: tuple[int, ...]) -> Tensor:
 
 
 def _spread(scores: Tensor, weights: Tensor, iterations: int, dilations: tuple[int, ...]) -> Tensor:
-    """The iterations for some classes: (k, H, W), (8 D, H, W) -> (k, H, W)."""
+    """Iterate on some classes: (k, H, W), (8 D, H, W) -> (k, H, W)."""
     count, height, width = scores.shape
     rows = max(1, TILE_BYTES // (4 * count * width))
     source = _pad(scores, dilations)
@@ -91,7 +111,7 @@ def _spread(scores: Tensor, weights: Tensor, iterations: int, dilations: tuple[i
 
 
 def _neighbours(padded: Tensor, shape: torch.Size, dilations: tuple[int, ...]) -> list[Tensor]:
-    """Views (…, H, W) of a padded tensor: what each pixel has at 8 places per dilation."""
+    """Views (…, H, W) of a padded tensor: the neighbours of each pixel, 8 per dilation."""
     return [
         _inside(padded, shape, dy, dx)
         for dilation in dilations
@@ -110,7 +130,7 @@ def _inside(padded: Tensor, shape: torch.Size, dy: int = 0, dx: int = 0) -> Tens
 
 
 def _reach(shape: torch.Size, dilations: tuple[int, ...]) -> tuple[int, int]:
-    """Margins that the dilations need; no wider than what makes every pixel look at the edge."""
+    """Margins that the dilations need; no wider than the image, where every pixel reaches the edge."""
     return min(max(dilations), shape[-2] - 1), min(max(dilations), shape[-1] - 1)
 
 

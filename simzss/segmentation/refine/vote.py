@@ -1,6 +1,6 @@
-"""Region vote: a promptable segmenter (SAM) cuts the image into regions, and each takes one class of the coarse map.
+"""Region vote: a promptable segmenter (SAM) divides the image into regions, and each takes one class of the coarse map.
 
-The regions know no class: a grid of points asks for them, as in the "everything" mode of Kirillov et al. 2023.
+The regions know no class: a grid of points prompts for them, as in the "everything" mode of Kirillov et al. 2023.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,59 +10,38 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import masks_to_boxes, nms
 
-from simzss.errors import InputError, nearest
+from simzss.data.settings import Background
 from simzss.models.sam.sam import Prompts, Sam, SamEncoding
-from simzss.segmentation.refine.sam import coarse_labels, coarse_scores
+from simzss.segmentation.inference.encoder import ImageEncoding
+from simzss.segmentation.refine.base import (
+    CHUNK_BYTES,
+    Counts,
+    Refinement,
+    Refiner,
+    coarse_labels,
+    coarse_scores,
+    lost_classes,
+)
+from simzss.segmentation.settings import VoteSettings
 
-VOTES = ("probability", "label")
-
-_SIDE = 256  # the longer side at which regions are compared and kept: what the decoders give
+_SIDE = 256  # the longer side at which regions are compared and kept: the decoders' own resolution
 _OFFSET = 1.0  # logits by which the threshold is moved for the stability
 _LARGE = 0.25  # share of the image above which a region does not answer for the points inside: it holds smaller ones
 _CALL = 64  # points of one call of the decoder
-_CHUNK_BYTES = 2**26  # masks at full size at a time, at least one
 
 
 @dataclass(frozen=True)
-class RegionVote:
-    """How regions are found and how they vote.
+class VoteCounts(Counts):
+    """Statistics of the regions.
 
-    Args:
-        points: of the grid along the longer side of the image.
-        min_iou: regions of a lower predicted IoU are left out.
-        min_stability: regions of a lower stability are left out: the pixels of logits above 1 over those above -1.
-        max_overlap: of two regions whose boxes have a higher IoU the one of lower predicted IoU is left out.
-        vote: a region takes the class of the highest mean `probability` in it, or the most frequent coarse `label`.
-    """
-
-    points: int = 16
-    min_iou: float = 0.88
-    min_stability: float = 0.9
-    max_overlap: float = 0.7
-    vote: str = "probability"
-
-    def __post_init__(self) -> None:
-        if self.points < 1:
-            raise InputError(f"refine.points={self.points} must be at least 1")
-        for name in ("min_iou", "min_stability", "max_overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"refine.{name}={getattr(self, name)} must be between 0 and 1")
-        if self.vote not in VOTES:
-            raise InputError(f"refine.vote={self.vote} is unknown; {nearest(self.vote, VOTES)}")
-
-
-@dataclass(frozen=True)
-class VoteCounts:
-    """What became of the regions; sums over images by `+`.
-
-    Args:
-        points: that the segmenter was asked about.
-        answered: points of the grid that were not asked about, as a region found before holds them.
-        regions: that it drew, several for each point.
+    Attributes:
+        points: that prompted the segmenter.
+        answered: points of the grid that did not, as an earlier region holds them.
+        regions: masks of the segmenter, several for each point.
         unsure: of these, those left out for their predicted IoU or stability.
-        doubles: of these, those left out for a better one in their place.
+        doubles: of these, those left out for a better one of the same box.
         kept: of these, those that voted.
         unseen: of these, those so small that the coarse map has no pixel in them.
         covered: pixels that a region labels.
@@ -81,47 +60,69 @@ class VoteCounts:
     pixels: int
     lost: Tensor
 
-    def __add__(self, other: "VoteCounts") -> "VoteCounts":
-        return VoteCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
     def by_name(self, names: Sequence[str]) -> dict[str, Any]:
-        """The counts, and the classes that were lost by name."""
+        """See `Counts`."""
         lost = {name: value for name, value in zip(names, self.lost.tolist(), strict=True) if value}
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"lost": lost}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"lost": lost}
 
 
-class Voted:
-    """The result for one image of H x W pixels.
+class VoteRefiner(Refiner):
+    """Region vote with SAM's regions."""
 
-    `labels` (H, W) int64; `counts`; `scores()` makes (K, H, W).
+    needs_sam = True
+    settings: VoteSettings
+
+    def __init__(self, settings: VoteSettings, sam: Sam) -> None:
+        self.settings = settings
+        self.sam = sam
+
+    def __call__(self, image: ImageEncoding, probabilities: Tensor, background: Background) -> Refinement:
+        """Refine one image: see `Refiner`."""
+        assert image.sam is not None
+        return vote(self.sam, image.sam, probabilities, self.settings, image.prepared.size)
+
+
+class VoteRefinement(Refinement):
+    """Voted map of one image of H x W pixels.
+
+    Args:
+        probabilities: (K, h, w) of the coarse map.
+        labels: (H, W) int64.
+        owner: (H, W) int64 index of the region of each pixel; -1 outside all regions.
+        votes: (R, K) of the regions.
+        counts: statistics.
     """
 
+    counts: VoteCounts
+
     def __init__(self, probabilities: Tensor, labels: Tensor, owner: Tensor, votes: Tensor, counts: VoteCounts) -> None:
-        self.labels = labels
         self.counts = counts
+        self.labels = labels
         self._probabilities = probabilities
         self._owner = owner
         self._votes = votes
 
     @torch.no_grad()
     def scores(self) -> Tensor:
-        """(K, H, W) float32 whose arg-max is the label: a region's votes, and the coarse probabilities elsewhere."""
-        size, covered = (self.labels.shape[0], self.labels.shape[1]), self._owner >= 0
-        scores = coarse_scores(self._probabilities, size)
+        """Compute a region's votes, and the coarse probabilities elsewhere."""
+        covered = self._owner >= 0
+        scores = coarse_scores(self._probabilities, (covered.shape[0], covered.shape[1]))
         for plane, votes in zip(scores, self._votes.T, strict=True):
             plane[covered] = votes[self._owner[covered]]
         return scores
 
 
 @torch.no_grad()
-def vote(sam: Sam, encoding: SamEncoding, probabilities: Tensor, settings: RegionVote, size: tuple[int, int]) -> Voted:
+def vote(
+    sam: Sam, encoding: SamEncoding, probabilities: Tensor, settings: VoteSettings, size: tuple[int, int]
+) -> VoteRefinement:
     """Give each region of the image one class; where regions overlap the smallest counts.
 
     Args:
         sam: the segmenter.
-        encoding: what it made of the image.
+        encoding: of the image.
         probabilities: (K, h, w) of the coarse map, on the segmenter's device; votes are counted at this resolution.
-        settings: see `RegionVote`.
+        settings: see `VoteSettings`.
         size: H and W of the result.
 
     Returns:
@@ -140,8 +141,6 @@ def vote(sam: Sam, encoding: SamEncoding, probabilities: Tensor, settings: Regio
             owner.masked_fill_(mask, number)
     coarse = coarse_labels(probabilities, size)
     labels = torch.where(owner >= 0, votes.argmax(dim=1)[owner.clamp(min=0)], coarse) if len(votes) else coarse
-    count = len(probabilities)
-    had, has = (plane.flatten().bincount(minlength=count) > 0 for plane in (coarse, labels))
     counts = VoteCounts(
         points=found.points,
         answered=found.answered,
@@ -152,15 +151,24 @@ def vote(sam: Sam, encoding: SamEncoding, probabilities: Tensor, settings: Regio
         unseen=len(keep) - len(votes),
         covered=int((owner >= 0).sum()),
         pixels=size[0] * size[1],
-        lost=(had & ~has).long().cpu(),
+        lost=lost_classes(coarse, labels, len(probabilities)),
     )
-    return Voted(probabilities, labels, owner, votes, counts)
+    return VoteRefinement(probabilities, labels, owner, votes, counts)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Sure regions before doubles are left out: logits (R, h', w') float16, boxes (R, 4) in pixels of these, iou (R,),
-    area (R,); how many points were asked about and not, and how many regions were drawn."""  # fmt: skip
+    """Sure regions, doubles included.
+
+    Attributes:
+        logits: (R, h', w') float16.
+        boxes: (R, 4) in pixels of these.
+        iou: (R,) predicted.
+        area: (R,) in pixels of these.
+        points: number of points that prompted.
+        answered: number of points that did not.
+        drawn: number of masks, unsure ones included.
+    """
 
     logits: Tensor
     boxes: Tensor
@@ -171,13 +179,16 @@ class _Found:
     drawn: int
 
 
-def _find(sam: Sam, encoding: SamEncoding, settings: RegionVote, size: tuple[int, int], device: torch.device) -> _Found:
-    """Ask about the points of a coarse grid, then about those of the fine one that no region found before holds."""
+def _find(
+    sam: Sam, encoding: SamEncoding, settings: VoteSettings, size: tuple[int, int], device: torch.device
+) -> _Found:
+    """Prompt with the points of a coarse grid, then with those of the fine one that no earlier region holds."""
     scale = _SIDE / max(size)
     shape = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     taken = torch.zeros(shape, dtype=torch.bool, device=device)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     asked = answered = drawn = 0
+    outer = torch.tensor([0, 0, 1, 1], device=device)  # from the last pixel to its outer edge
     for points in _rounds(settings.points, size):
         points = points.to(device)
         open_points = ~taken[(points[:, 1] * shape[0]).long(), (points[:, 0] * shape[1]).long()]
@@ -193,14 +204,14 @@ def _find(sam: Sam, encoding: SamEncoding, settings: RegionVote, size: tuple[int
             area = inside.sum(dim=(1, 2))
             sure = (iou >= settings.min_iou) & (stability >= settings.min_stability) & (area > 0)
             taken |= inside[sure & (area <= _LARGE * taken.numel())].any(dim=0)
-            parts.append((logits[sure].half(), _boxes(inside[sure]), iou[sure], area[sure]))
+            parts.append((logits[sure].half(), masks_to_boxes(inside[sure]) + outer, iou[sure], area[sure]))
     logits, boxes, iou, area = (torch.cat(part) for part in zip(*parts, strict=True))
     return _Found(logits, boxes, iou, area, asked, answered, drawn)
 
 
 def _rounds(count: int, size: tuple[int, int]) -> list[Tensor]:
     """Relative points (n, 2) x, y of a grid with `count` cells along the longer side: those of every second row and
-    column, then the others."""  # fmt: skip
+    column, then the others."""
     rows, columns = (max(1, round(count * side / max(size))) for side in size)
     y, x = (grid.flatten() for grid in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
     points = torch.stack([(x + 0.5) / columns, (y + 0.5) / rows], dim=1)
@@ -208,19 +219,9 @@ def _rounds(count: int, size: tuple[int, int]) -> list[Tensor]:
     return [points[first], points[~first]]
 
 
-def _boxes(masks: Tensor) -> Tensor:
-    """(R, 4) float32 x0, y0, x1, y1, outer edges in pixels, of masks (R, h, w) that are not empty."""
-    edges = []
-    for axis in (1, 2):  # over rows: columns that are hit, then the other way round
-        hit = masks.any(dim=axis).byte()
-        edges.append((hit.argmax(dim=1), hit.shape[1] - hit.flip(1).argmax(dim=1)))
-    (left, right), (top, bottom) = edges
-    return torch.stack([left, top, right, bottom], dim=1).float()
-
-
 def _count(logits: Tensor, probabilities: Tensor, kind: str) -> Tensor:
     """(R, K) float32: mean probabilities in each region, or shares of the coarse labels; 0 where the coarse map has no
-    pixel in a region."""  # fmt: skip
+    pixel in a region."""
     count, height, width = probabilities.shape
     flat = probabilities.flatten(1).float()
     labels = flat.argmax(dim=0)
@@ -236,8 +237,8 @@ def _count(logits: Tensor, probabilities: Tensor, kind: str) -> Tensor:
 
 
 def _masks(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
-    """(n, H, W) bool masks of regions at a size, a few at a time, with the index of the first."""
+    """Yield (n, H, W) bool masks of regions at a size, a few at a time, with the index of the first."""
     first = 0
-    for part in logits.split(max(1, _CHUNK_BYTES // (4 * size[0] * size[1]))) if len(logits) else ():
+    for part in logits.split(max(1, CHUNK_BYTES // (4 * size[0] * size[1]))) if len(logits) else ():
         yield first, F.interpolate(part[None].float(), size, mode="bilinear")[0] > 0
         first += len(part)

@@ -9,7 +9,7 @@ from simzss.concepts.bank import ConceptBank
 from simzss.concepts.concept import Caption
 from simzss.models.text import TextEncoder
 
-_MANY = 8192  # captions tokenised at a time; what the tokenizer says of each takes kilobytes
+_BLOCK = 8192  # captions tokenised at a time; the tokenizer's output takes kilobytes for each
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EncodedCaption:
 
 @dataclass
 class CaptionStatistics:
-    """What became of the concepts of a set of captions."""
+    """Counts of captions and of their concepts."""
 
     captions: int = 0
     captions_with_concept: int = 0
@@ -43,7 +43,7 @@ class CaptionEncoder:
 
     Args:
         text_encoder: whose tokenizer and context length to use.
-        bank: which lemmas count; without one there are no concepts (LiT).
+        bank: concepts that count; None: none (LiT).
     """
 
     def __init__(self, text_encoder: TextEncoder, bank: ConceptBank | None) -> None:
@@ -54,7 +54,7 @@ class CaptionEncoder:
         self.statistics = CaptionStatistics()
 
     def encode(self, captions: Sequence[Caption]) -> list[EncodedCaption]:
-        """Encode captions; `statistics` counts what the bank lacks and what truncation cut off."""
+        """Encode captions; `statistics` counts concepts that the bank lacks or that truncation cut off."""
         tokens = self.tokenizer(
             [caption.text for caption in captions],
             truncation=True,
@@ -69,7 +69,7 @@ class CaptionEncoder:
     def encode_groups(self, groups: Sequence[Sequence[Caption]]) -> list[list[EncodedCaption]]:
         """Encode the captions of many images, in long lists: the tokenizer takes these on all cores."""
         captions = [caption for group in groups for caption in group]
-        encoded = (one for i in range(0, len(captions), _MANY) for one in self.encode(captions[i : i + _MANY]))
+        encoded = (one for i in range(0, len(captions), _BLOCK) for one in self.encode(captions[i : i + _BLOCK]))
         return [list(islice(encoded, len(group))) for group in groups]
 
     def _spans(self, caption: Caption, offsets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:

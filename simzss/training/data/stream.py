@@ -1,73 +1,51 @@
-"""Datasets over shards: an endless shuffled stream for training, one ordered pass for statistics and caches.
-
-Both hand over small blocks; those of the stream become batches in the training process.
-"""
+"""Images of shards as they stream by: an endless shuffled stream for training, one ordered pass for statistics."""
 
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, TypeVar
+from itertools import count, islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import IterableDataset, get_worker_info
 
 from simzss.concepts.concept import Caption
-from simzss.data.shards import Sample, Skipped, decode_image, read_shards, shard_order
+from simzss.data.images import decode_image
+from simzss.data.shards import Sample, Skipped, read_shards, shard_order
 from simzss.data.transforms import Transform
 from simzss.distributed import rank, world_size
-from simzss.errors import InputError
-from simzss.training.data.batch import Batch, collate
+from simzss.errors import DataError
 from simzss.training.data.encoding import CaptionEncoder, EncodedCaption
-from simzss.training.data.prefetch import unwanted
 
 Record = TypeVar("Record")
 
-
-# Samples or tars without one that can be read, after which there is no hope: at once, and when all were tried.
-_HOPELESS = 10_000
-_MANY = 100
+# Unreadable samples or tars in a row after which a reader gives up: at once, and at the end of several passes.
+_MAX_SKIPPED = 10_000
+_MAX_SKIPPED_IN_PASSES = 100
 
 
 @dataclass
 class StreamBlock:
-    """What a worker hands over: `image` (b, 3, H, W) uint8 with k captions of each."""
+    """Some images with k captions of each, as a worker hands them over.
 
-    image: Tensor
+    Attributes:
+        pixels: (b, 3, H, W) uint8.
+        captions: k of each image.
+        skipped: samples that could not be read on the way.
+    """
+
+    pixels: Tensor
     captions: list[tuple[EncodedCaption, ...]]
     skipped: tuple[Skipped, ...]
 
     def pin_memory(self) -> "StreamBlock":
-        """Its images in page-locked memory; the loader calls this."""
-        return replace(self, image=self.image.pin_memory())
+        """Return a copy whose images are in page-locked memory; the loader calls this."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
-@dataclass
-class ImageBlock:
-    """A block of consecutive readable images: `image` (b, 3, H, W) uint8 with all their captions."""
-
-    image: Tensor
-    captions: list[tuple[Caption, ...]]
-    skipped: tuple[Skipped, ...]
-
-    def pin_memory(self) -> "ImageBlock":
-        """Its images in page-locked memory; the loader calls this."""
-        return replace(self, image=self.image.pin_memory())
-
-
-def load_image(sample: Sample, transform: Transform) -> Tensor | Skipped:
-    """Decode and transform; an unreadable image becomes `Skipped`."""
-    try:
-        return transform(decode_image(sample.image, transform.least))
-    except ValueError as error:
-        return Skipped(sample.key, str(error), sample.shard)
-
-
-class NothingReadableError(InputError):
+class NothingReadableError(DataError):
     """The shards hold no readable sample.
 
     A loader raises an error of its workers anew, with the whole traceback as the message. Only the end of that is kept:
@@ -79,7 +57,7 @@ class NothingReadableError(InputError):
 
 
 class TrainingStream(IterableDataset[StreamBlock]):
-    """Endless blocks of images in random crops, with random captions of each.
+    """Endless blocks of transformed images with random captions of each.
 
     Every pass over the shards is dealt out to all readers, the workers of all ranks, and goes through a shuffle buffer
     of each: a sample comes once a pass, from one reader, and a reader begins with the next pass when its own part of
@@ -89,7 +67,7 @@ class TrainingStream(IterableDataset[StreamBlock]):
 
     Args:
         urls: shards.
-        transform: PIL image -> (3, H, W) uint8.
+        transform: such as a random crop; draws from a generator of the stream.
         encoder: captions -> tokens and concepts.
         block_size: images of a block, at most. Few: a worker that is told to end finishes its block first.
         captions_per_image: captions of each image; none comes twice where it has that many.
@@ -125,138 +103,43 @@ class TrainingStream(IterableDataset[StreamBlock]):
         worker, workers = _worker()
         reader, readers = rank() * workers + worker, world_size() * workers
         rng = random.Random(f"{self.seed}/{self.epoch}/{reader}")
-        draws = _OwnDraws(torch.Generator().manual_seed(rng.getrandbits(63)))
-        images: list[Tensor] = []
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        pixels: list[Tensor] = []
         captions: list[Caption] = []
         skipped: list[Skipped] = []
         missed = missed_passes = 0  # records and passes since the last readable image
-        for parts in _passes(self.urls, self.seed, self.epoch, reader, readers):
-            for record in _shuffled(_read(parts), self.shuffle, rng):
-                loaded: Tensor | Skipped
-                if isinstance(record, Sample):
-                    with draws:
-                        loaded = load_image(record, self.transform)
-                else:
-                    loaded = record
-                if isinstance(record, Sample) and isinstance(loaded, Tensor):
-                    images.append(loaded)
-                    captions += _chosen(record.captions, self.captions_per_image, rng)
-                    missed = missed_passes = 0
-                elif isinstance(loaded, Skipped):
-                    skipped.append(loaded)
+        for parts in deal_passes(self.urls, self.seed, self.epoch, reader, readers):
+            for record in shuffled(read_parts(parts), self.shuffle, rng):
+                image = load_image(record, self.transform, generator)
+                if isinstance(image, Skipped):
+                    skipped.append(image)
                     missed += 1
-                    if missed > _HOPELESS:
+                    if missed > _MAX_SKIPPED:
                         raise _nothing_readable(skipped, missed)
-                if len(images) == self.block_size:
-                    yield self._block(images, captions, skipped)
-                    images, captions, skipped = [], [], []
-            if images:
-                yield self._block(images, captions, skipped)
-                images, captions, skipped, missed = [], [], [], 0
+                elif isinstance(record, Sample):
+                    pixels.append(image)
+                    captions += _draw_captions(record.captions, self.captions_per_image, rng)
+                    missed = missed_passes = 0
+                if len(pixels) == self.block_size:
+                    yield self._block(pixels, captions, skipped)
+                    pixels, captions, skipped = [], [], []
+            if pixels:
+                yield self._block(pixels, captions, skipped)
+                pixels, captions, skipped, missed = [], [], [], 0
             else:
                 missed_passes += 1
             # So many that a reader has had parts of all shards, whatever the order of each pass.
-            if missed > _MANY and missed_passes > 10 * readers:
+            if missed > _MAX_SKIPPED_IN_PASSES and missed_passes > 10 * readers:
                 raise _nothing_readable(skipped, missed)
 
-    def _block(self, images: list[Tensor], captions: list[Caption], skipped: list[Skipped]) -> StreamBlock:
+    def _block(self, pixels: list[Tensor], captions: list[Caption], skipped: list[Skipped]) -> StreamBlock:
         encoded = iter(self.encoder.encode(captions))
-        grouped = [tuple(islice(encoded, self.captions_per_image)) for _ in images]
-        return StreamBlock(torch.stack(images), grouped, tuple(skipped))
+        grouped = [tuple(islice(encoded, self.captions_per_image)) for _ in pixels]
+        return StreamBlock(torch.stack(pixels), grouped, tuple(skipped))
 
 
-def assemble(blocks: Iterable[StreamBlock], images: int, pad_id: int, most_captions: int | None) -> Iterator[Batch]:
-    """Consecutive blocks cut into batches; what is left of a block begins the next one.
-
-    The workers of a loader start at once, in the thread that calls this.
-
-    Args:
-        blocks: a loader or any other source.
-        images: of a batch.
-        pad_id: token that fills a text block up.
-        most_captions: captions of a text block at most, None for any number.
-
-    Yields:
-        Batches with what was skipped since the one before; what is skipped after the last whole batch is in none.
-    """
-    return _batches(iter(blocks), _Filling(images, pad_id, most_captions))
-
-
-def _batches(blocks: Iterator[StreamBlock], filling: "_Filling") -> Iterator[Batch]:
-    with workers_ended(blocks):
-        for block in blocks:
-            if unwanted():
-                return
-            filling.skipped += block.skipped
-            taken = 0
-            while taken < len(block.captions):
-                taken += filling.take(block, taken)
-                if filling.full:
-                    yield filling.finish()
-
-
-@contextmanager
-def workers_ended(blocks: Iterator[Any]) -> Iterator[None]:
-    """End the workers of a loader's iterator on the way out.
-
-    They end with it when it is dropped. But what an error comes out of is in a circle with the error's traceback until
-    the garbage collector finds it, and that closes the queues first: no word reaches the workers then, and torch waits
-    five seconds for each before it kills it.
-    """
-    try:
-        yield
-    finally:
-        end = getattr(blocks, "_shutdown_workers", None)  # torch has no public word for it
-        if end is not None:
-            end()
-
-
-class _Filling:
-    """A batch that is being filled; the images of blocks are copied to their place in it and exist nowhere else."""
-
-    def __init__(self, images: int, pad_id: int, most_captions: int | None) -> None:
-        self.images = images
-        self.pad_id = pad_id
-        self.most_captions = most_captions
-        self.skipped: list[Skipped] = []
-        self._image: Tensor | None = None
-        self._captions: list[tuple[EncodedCaption, ...]] = []
-
-    @property
-    def full(self) -> bool:
-        return len(self._captions) == self.images
-
-    def take(self, block: StreamBlock, first: int) -> int:
-        """Copy images of a block from its `first` on, as many as there is room for; returns their number."""
-        if self._image is None:
-            # Pinned where the blocks are. A new one for each batch: its reader may still have the one before.
-            shape = (self.images, *block.image.shape[1:])
-            self._image = torch.empty(shape, dtype=block.image.dtype, pin_memory=block.image.is_pinned())
-        done = len(self._captions)
-        count = min(self.images - done, len(block.captions) - first)
-        self._image[done : done + count] = block.image[first : first + count]
-        self._captions += block.captions[first : first + count]
-        return count
-
-    def finish(self) -> Batch:
-        """The batch; another one is begun, and nothing of this one kept."""
-        image, captions, skipped = self._image, self._captions, self.skipped
-        assert image is not None
-        self._image, self._captions, self.skipped = None, [], []
-        rows = [row for row, several in enumerate(captions) for _ in several]
-        batch = collate(
-            [caption for several in captions for caption in several],
-            self.pad_id,
-            image=image,
-            image_row=torch.tensor(rows) if len(rows) > self.images else None,
-            skipped=skipped,
-            most_captions=self.most_captions,
-        )
-        return batch.pin_memory() if image.is_pinned() else batch  # the images stay where they are
-
-
-class OrderedBlocks(IterableDataset[ImageBlock]):
-    """One pass over the shards in order, in blocks of consecutive samples dealt to ranks and workers in turn.
+class OrderedImages(IterableDataset[Tensor]):
+    """One pass over the readable images in order, in blocks (b, 3, H, W) dealt to ranks and workers in turn.
 
     The loader asks its workers in turn as well, so the blocks of a rank arrive in the order of the shards however
     many workers there are.
@@ -267,38 +150,49 @@ class OrderedBlocks(IterableDataset[ImageBlock]):
         self.transform = transform
         self.block_size = block_size
 
-    def __iter__(self) -> Iterator[ImageBlock]:
+    def __iter__(self) -> Iterator[Tensor]:
         worker, workers = _worker()
-        mine, of = rank() + world_size() * worker, world_size() * workers
+        mine, readers = rank() + world_size() * worker, world_size() * workers
         stream = read_shards(self.urls)
-        index = 0
-        while records := list(islice(stream, self.block_size)):
-            if index % of == mine:
-                yield self._block(records)
-            index += 1
+        for number in count():
+            records = list(islice(stream, self.block_size))
+            if not records:
+                return
+            if number % readers == mine:
+                loaded = [load_image(record, self.transform) for record in records]
+                images = [image for image in loaded if isinstance(image, Tensor)]
+                yield torch.stack(images) if images else torch.empty(0)  # the worker's turn counts in any case
 
-    def _block(self, records: list[Sample | Skipped]) -> ImageBlock:
-        images: list[Tensor] = []
-        captions: list[tuple[Caption, ...]] = []
-        skipped: list[Skipped] = []
-        for record in records:
-            loaded = load_image(record, self.transform) if isinstance(record, Sample) else record
-            if isinstance(loaded, Tensor) and isinstance(record, Sample):
-                images.append(loaded)
-                captions.append(record.captions)
-            elif isinstance(loaded, Skipped):
-                skipped.append(loaded)
-        return ImageBlock(torch.stack(images) if images else torch.empty(0), captions, tuple(skipped))
+
+def load_image(
+    record: Sample | Skipped, transform: Transform, generator: torch.Generator | None = None
+) -> Tensor | Skipped:
+    """Decode and transform the image of a sample; what cannot be read is, or stays, `Skipped`."""
+    if isinstance(record, Skipped):
+        return record
+    try:
+        return transform(decode_image(record.image, transform.min_side), generator)
+    except ValueError as error:
+        return Skipped(record.key, str(error), record.shard)
 
 
 def _worker() -> tuple[int, int]:
-    """Index of this loading process and their number."""
+    """Return the index of this loading process and their number."""
     info = get_worker_info()
     return (info.id, info.num_workers) if info is not None else (0, 1)
 
 
-def _passes(urls: Sequence[str], seed: int, epoch: int, reader: int, readers: int) -> Iterator[list["_Part"]]:
-    """Endless passes over the shards: of each a part, that of one of `readers`.
+@dataclass(frozen=True)
+class ShardPart:
+    """The samples of a shard whose index modulo `cuts` is in `mine`."""
+
+    url: str
+    mine: range
+    cuts: int
+
+
+def deal_passes(urls: Sequence[str], seed: int, epoch: int, reader: int, readers: int) -> Iterator[list[ShardPart]]:
+    """Yield what one of `readers` reads of each of endless passes over the shards.
 
     The shards of a pass, in an order that is common to all readers, are cut in as many parts as it takes to deal them
     out evenly, and dealt out in runs: of n shards a multiple of the readers stays whole, and one shard for two readers
@@ -313,74 +207,42 @@ def _passes(urls: Sequence[str], seed: int, epoch: int, reader: int, readers: in
         for number, url in enumerate(order):
             begin, end = max(first, number * cuts), min(first + share, (number + 1) * cuts)
             if begin < end:
-                parts.append(_Part(url, range(begin - number * cuts, end - number * cuts), cuts))
+                parts.append(ShardPart(url, range(begin - number * cuts, end - number * cuts), cuts))
         yield parts
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Those samples of a shard whose place in it, modulo `cuts`, is in `mine`."""
-
-    url: str
-    mine: range
-    cuts: int
-
-
-def _read(parts: Iterable[_Part]) -> Iterator[Sample | Skipped]:
-    """The samples of parts of shards; readers of other parts of a shard count its records alike, broken ones too."""
+def read_parts(parts: Iterable[ShardPart]) -> Iterator[Sample | Skipped]:
+    """Yield the samples of parts of shards; readers of other parts count a shard's records alike, broken ones too."""
     for part in parts:
-        for place, record in enumerate(read_shards([part.url])):
-            if place % part.cuts in part.mine:
+        for index, record in enumerate(read_shards([part.url])):
+            if index % part.cuts in part.mine:
                 yield record
 
 
-def _shuffled(records: Iterable[Record], size: int, rng: random.Random) -> Iterator[Record]:
-    """All records, through a buffer of `size` of them.
+def shuffled(records: Iterable[Record], size: int, rng: random.Random) -> Iterator[Record]:
+    """Yield all records through a shuffle buffer of `size`.
 
-    What is skipped takes a place in it as well: it comes between the others, and when nothing else is there.
+    What is skipped goes through it as well: it comes between the others, and when nothing else is there.
     """
     buffer: list[Record] = []
     for record in records:
         buffer.append(record)
         if len(buffer) > size:
-            place = rng.randrange(len(buffer))
-            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            index = rng.randrange(len(buffer))
+            buffer[index], buffer[-1] = buffer[-1], buffer[index]
             yield buffer.pop()
     rng.shuffle(buffer)
     while buffer:
         yield buffer.pop()
 
 
-def _chosen(captions: Sequence[Caption], count: int, rng: random.Random) -> list[Caption]:
-    """`count` captions in random order, each as often as any other as far as that is possible."""
+def _draw_captions(captions: Sequence[Caption], count: int, rng: random.Random) -> list[Caption]:
+    """Draw `count` captions in random order, each as often as any other as far as that is possible."""
     order = rng.sample(captions, len(captions))
     return [order[i % len(order)] for i in range(count)]
 
 
-class _OwnDraws(TorchFunctionMode):
-    """Inside, transforms draw from `generator` where they would have drawn from torch's common one.
-
-    That belongs to the run: without workers, or in a thread, what a transform took from it would shift the run's
-    numbers, and what the run takes at the same time would shift the crops.
-    """
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _DRAWING:
-            kwargs = {"generator": self.generator} | kwargs
-        return func(*args, **kwargs)
-
-
-# Functions and methods of torch that draw random numbers.
-_DRAWING = {"bernoulli", "multinomial", "normal", "rand", "randint", "randn", "randperm"}
-_DRAWING |= {"bernoulli_", "exponential_", "normal_", "random_", "uniform_"}
-
-
 def _nothing_readable(skipped: Sequence[Skipped], missed: int) -> NothingReadableError:
-    """What to say when the last `missed` of what was skipped were all that came."""
+    """Build the error after `missed` skipped samples in a row."""
     first = skipped[-missed]
     return NothingReadableError(f"no readable sample among the last {missed}; first: {first.key}: {first.reason}")

@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import floors
 from simzss.losses.contrastive import contrastive_loss
+from simzss.models.build import build_text_encoder
 from simzss.models.pooling import similarity_pool
-from simzss.models.text import build_text_encoder
+from simzss.models.settings import ScratchText
 from tests.support.models import make_backbone
 
 VIT_B14 = floors.Vision(floors.Blocks(12, 768, 3072), 256, 5, 14)
@@ -23,8 +24,8 @@ def counted(action):
 
 
 def eager_tower(width=64, layers=3, heads=4, out=48):
-    """A tower whose attention is plain products: torch counts five products for the gradient of a fused one."""
-    encoder = build_text_encoder("scratch", out, layers=layers, width=width, heads=heads, context_length=20)
+    """Build a tower whose attention is plain products: torch counts five products for the gradient of a fused one."""
+    encoder = build_text_encoder(ScratchText(layers=layers, width=width, heads=heads, context_length=20), out)
     encoder.body.set_attn_implementation("eager")
     return encoder
 

@@ -17,7 +17,10 @@ from benchmarks.original import (
     padded_table,
     padded_text,
 )
+from simzss.losses.settings import LossSettings
+from simzss.models.simzss import SimZSS
 from simzss.training.data.encoding import EncodedCaption
+from simzss.training.settings import OptimSettings
 from tests.support.files import image_bytes
 from tests.support.models import make_backbone, make_scratch
 
@@ -33,12 +36,12 @@ def golden():
 
 @pytest.fixture(scope="module")
 def table(golden):
-    """The golden phrases in a padded table, with more slots and places than they need."""
+    """Put the golden phrases in a padded table, with more slots and tokens than they need."""
     captions = [[] for _ in golden["cls"]]
     names = ("concept_image", "concept_id", "concept_token_start", "concept_token_end")
     for image, *span in zip(*(golden[name].tolist() for name in names), strict=True):
         captions[image].append(tuple(span))
-    return padded_table([EncodedCaption((), tuple(spans)) for spans in captions], slots=4, places=3)
+    return padded_table([EncodedCaption((), tuple(spans)) for spans in captions], slots=4, max_tokens=3)
 
 
 def test_losses_are_those_of_the_release(golden, table):
@@ -73,12 +76,12 @@ def test_losses_are_those_of_the_release(golden, table):
 
 def test_table_refuses_what_it_cannot_hold():
     caption = EncodedCaption((1, 2, 3, 4), ((5, 0, 3), (6, 3, 4)))
-    concept, place = padded_table([caption], 3, 3)
+    concept, token_index = padded_table([caption], 3, 3)
     assert concept.tolist() == [[5, 6, EMPTY]]
-    assert place.tolist() == [[[0, 1, 2], [3, EMPTY, EMPTY], [EMPTY] * 3]]
+    assert token_index.tolist() == [[[0, 1, 2], [3, EMPTY, EMPTY], [EMPTY] * 3]]
     with pytest.raises(ValueError, match="1 slots"):
         padded_table([caption], 1, 3)
-    with pytest.raises(ValueError, match="2 places"):
+    with pytest.raises(ValueError, match="the table 2"):
         padded_table([caption], 2, 2)
 
 
@@ -96,11 +99,8 @@ def test_each_caption_decodes_its_image():
 
 
 def test_steps_learn():
-    from simzss.models.simzss import SimZSS
-
     model = SimZSS(make_backbone(), make_scratch())
-    optim = {"lr": 1e-3, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.2}
-    loss = {"concept_weight": 0.05, "concept_temperature": 0.07, "pool_temperature": 0.1}
+    optim, loss = OptimSettings(lr=1e-3), LossSettings(concept_weight=0.05)
     step = OriginalStep(model, 4, optim, loss, "32-true", torch.device("cpu"))
     captions = [EncodedCaption((100 + i, 200 + i, 300 + i), ((i % 4, 1, 2),)) for i in range(8)]
     pixels = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ from PIL import Image
 
 from benchmarks.photos import CAPTIONS, SIZE, coco_like_captions, made_up_caption, photo, write_photos
 from simzss.concepts.bank import ConceptBank
-from simzss.config import find_file
 from simzss.data.shards import count_samples, read_shards
 from simzss.models.tokenizer import clip_tokenizer
+from simzss.settings.compose import find_file
 
 SMALL = (48, 40)
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from benchmarks import floors
-from benchmarks.recipe import Recipe, RecipeConfig, choose_micro_batch
-from simzss.errors import InputError
+from benchmarks.memory_model import choose_micro_batch
+from benchmarks.recipe import Recipe, RecipeSettings
+from tests.support.models import refused
 
 TOWER = floors.Text(floors.Blocks(12, 512, 2048), 49408, 77, 768)
 GB = 10**9
@@ -15,7 +16,7 @@ WHOLE_SET = {"bfloat16": 46.5 * GB, "int8": 23.3 * GB}
 
 
 def test_whole_run(tmp_path):
-    config = RecipeConfig(
+    settings = RecipeSettings(
         images=24,
         batch=8,
         samples=32,
@@ -30,7 +31,7 @@ def test_whole_run(tmp_path):
         processes=1,
         output=str(tmp_path / "recipe"),
     )
-    Recipe(config, tmp_path / "work").run()
+    Recipe(settings, tmp_path / "work").run()
     found = json.loads((tmp_path / "recipe.json").read_text())
     assert found["cache"]["images"] == 24
     training = found["training"]
@@ -69,5 +70,4 @@ def test_more_room_never_means_less_at_a_time():
     "wrong", [{"samples": 100}, {"micro_batch": "0"}, {"images": 0}, {"accelerator": "tpu"}], ids=str
 )
 def test_wrong_values_are_named(wrong):
-    with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
-        RecipeConfig(**wrong)
+    refused(lambda: RecipeSettings(**wrong), f"{next(iter(wrong))}=")

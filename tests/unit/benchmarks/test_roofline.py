@@ -34,7 +34,7 @@ def test_names_and_roofs(measured, tmp_path):
     texts = re.findall(r"<!-- (.*?) -->", picture)
     for name in ("cached: text", "cached: loss", "uncached: text", "uncached: vision"):
         assert texts.count(name) == 1, name
-    assert "products of the towers: 1 TFLOP/s" in texts and "memory: 20 GB/s" in texts
+    assert "products of the towers: 1 TFLOP/s; memory: 20 GB/s" in texts
     assert "without arithmetic: cached data" in texts
 
 

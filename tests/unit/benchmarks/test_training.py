@@ -5,12 +5,13 @@ import torch
 
 from benchmarks import floors
 from benchmarks.original import padded_text
-from benchmarks.parts import PartsModule, caption_lengths, measure_peaks, timed
+from benchmarks.parts import caption_lengths, given, measure_peaks, timed
 from benchmarks.report import table
 from benchmarks.runs import StepTimes, make_run
 from benchmarks.training import Training
 from simzss.training.data.batch import collate
 from simzss.training.data.encoding import EncodedCaption
+from simzss.training.data.images import Pixels
 
 BACKBONE = ("backbone=dino_vits16", "backbone.weights=random", "backbone.timm_name=test_vit.r160_in1k")
 
@@ -37,24 +38,22 @@ def test_caches_of_more_and_more_images(bench):
     assert all(row["making"] > 0 and row["step"] > 0 for row in rows)
 
 
-def test_parts_module_steps_as_the_module_does(bench):
+def test_step_with_given_features_is_the_step(bench):
     """Handed what the towers make, its loss is the loss; and what the parts count is what the batch holds."""
     found = {}
 
     class Look(StepTimes):
         def on_train_end(self, trainer, pl_module):
-            batch = next(iter(pl_module.data.batches(0))).to(pl_module.device)
+            batch = next(iter(trainer.datamodule.batches(0))).to(pl_module.device)
             with trainer.precision_plugin.train_step_context():
-                towers = pl_module.encode_image(batch), pl_module.encode_text(batch)
-                pl_module.given = towers
-                found["given"] = pl_module.training_step(batch, 0).item()
-                pl_module.given = None
+                with given(pl_module, pl_module.encode_image(batch), pl_module.encode_text(batch)):
+                    found["given"] = pl_module.training_step(batch, 0).item()
                 pl_module._log = lambda *_: None
                 found["whole"] = pl_module.training_step(batch, 0).item()
             found["captions"] = sum(captions for captions, _ in caption_lengths(batch))
 
     watch = Look()
-    make_run(bench.setting.cached(4, "trainer.max_steps=3"), bench.folder, [watch], bench.model, PartsModule).fit()
+    make_run(bench.setting.cached(4, "trainer.max_steps=3"), bench.folder, [watch], bench.model).fit()
     assert found["given"] == found["whole"]
     assert found["captions"] == 4
     assert watch.steps == 3 and watch.seconds_per_step > 0 and watch.peak_memory > 0
@@ -63,7 +62,7 @@ def test_parts_module_steps_as_the_module_does(bench):
 
 def test_lengths_are_those_of_the_captions():
     captions = [EncodedCaption(tuple(range(length)), ()) for length in (3, 5, 5, 9)]
-    assert caption_lengths(collate(captions, 0)) == [(1, 3), (2, 5), (1, 9)]
+    assert caption_lengths(collate(captions, 0, Pixels(torch.empty(0)))) == [(1, 3), (2, 5), (1, 9)]
     ids, mask = padded_text(captions, 12, 0)
     assert ids.shape == (4, 12) and mask.sum().item() == 22
 

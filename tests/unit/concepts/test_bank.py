@@ -3,8 +3,8 @@ import pytest
 from simzss.concepts.bank import ConceptBank, Entry, read_entries
 from simzss.concepts.concept import Concept
 from simzss.concepts.leakage import excluded_words
-from simzss.config import CONF_DIR
 from simzss.errors import InputError
+from simzss.settings.compose import CONF_DIR
 
 
 def write(tmp_path, text: str | bytes):

@@ -6,12 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from simzss.config import load_choice, to_plain
-from simzss.data.benchmark import Benchmark, BenchmarkConfig
-from simzss.errors import InputError
+from simzss.data.benchmark import Benchmark, open_benchmark, open_benchmarks
+from simzss.data.settings import Background, BenchmarksSettings
+from simzss.settings.compose import user_presets
 from tests.support.files import picture
+from tests.support.models import refused
 
 SIZE = (6, 4)  # width, height
+SPLIT = "ImageSets/Segmentation/val.txt"
+MASK = "SegmentationClass/2007_000042.png"
 
 
 def photo(path: Path, seed: int = 0) -> None:
@@ -32,8 +35,7 @@ def mask(path: Path, labels: Sequence[int], palette: bool = False, size: tuple[i
 
 
 def benchmark(name: str, root: Path, **changes) -> Benchmark:
-    options = to_plain(load_choice("benchmark", name)) | {"root": str(root)} | changes
-    return Benchmark(BenchmarkConfig(**options))
+    return open_benchmark("validation", name, {"root": str(root)} | changes)
 
 
 @pytest.fixture
@@ -43,9 +45,8 @@ def voc(tmp_path) -> Path:
         photo(root / "JPEGImages" / f"{name}.jpg", seed)
         mask(root / "SegmentationClass" / f"{name}.png", [0, seed + 1, 20, 255, 15], palette=True)
     photo(root / "JPEGImages" / "without_mask.jpg")
-    split = root / "ImageSets" / "Segmentation" / "val.txt"
-    split.parent.mkdir(parents=True)
-    split.write_text("2007_000042\n2007_000033\n", encoding="utf-8")
+    (root / SPLIT).parent.mkdir(parents=True)
+    (root / SPLIT).write_text("2007_000042\n2007_000033\n", encoding="utf-8")
     return root
 
 
@@ -68,200 +69,146 @@ def coco(tmp_path) -> Path:
     return root
 
 
-def first_labels(example, count: int) -> list[int]:
-    assert example.mask.shape == (SIZE[1], SIZE[0])
-    assert example.mask.dtype == torch.int64
-    return example.mask.flatten()[:count].tolist()
+@pytest.mark.parametrize(
+    ("name", "folder", "names", "num_labels", "labels"),
+    [
+        ("voc20", "voc", ["2007_000042", "2007_000033"], 20, [255, 1, 19, 255, 14, 14]),
+        ("voc21", "voc", ["2007_000042", "2007_000033"], 21, [0, 2, 20, 255, 15, 15]),
+        ("ade20k", "ade", ["ADE_val_00000001", "ADE_val_00000002"], 150, [255, 0, 149, 12]),
+        ("coco_object", "coco", ["000000000139"], 81, [0, 1, 80, 255]),
+        ("coco_things", "coco", ["000000000139"], 80, [255, 0, 79, 255]),
+    ],
+)
+def test_layouts_and_labels(request, name, folder, names, num_labels, labels):
+    root = request.getfixturevalue(folder)
+    found = benchmark(name, root)
+    assert (found.names, len(found), found.num_labels) == (names, len(names), num_labels)
+    example = found[0]
+    assert example.name == names[0] and example.mask.shape == SIZE[::-1] and example.mask.dtype == torch.int64
+    assert example.mask.flatten()[: len(labels)].tolist() == labels
+    with Image.open(found.image_path(names[0])) as stored:
+        assert example.image.mode == "RGB" and example.image.tobytes() == stored.convert("RGB").tobytes()
+    for parent in (root.parent, *([root.parent.parent] if folder == "voc" else [])):
+        assert benchmark(name, parent).root == root
+    assert benchmark(name, root, limit=1).names == names[:1]
 
 
-def test_voc_without_background(voc):
-    found = benchmark("voc20", voc)
-    assert len(found) == 2 and found.num_labels == 20
-    assert found.names == ["2007_000042", "2007_000033"]
-    assert found.class_groups[0] == ("aeroplane",) and len(found.class_groups) == 20
-    assert first_labels(found[0], 6) == [255, 1, 19, 255, 14, 14]
-    assert found[1].name == "2007_000033"
-    assert first_labels(found[1], 5) == [255, 0, 19, 255, 14]
-    with Image.open(voc / "JPEGImages" / "2007_000042.jpg") as stored:
-        assert found[0].image.mode == "RGB" and found[0].image.tobytes() == stored.convert("RGB").tobytes()
-
-
-def test_voc_with_background(voc):
-    found = benchmark("voc21", voc)
-    assert found.num_labels == 21 and len(found.class_groups) == 20
-    assert first_labels(found[0], 5) == [0, 2, 20, 255, 15]
-
-
-def test_a_model_trained_with_masks_may_have_a_threshold_of_its_own(voc):
+def test_background_of_names_and_of_models(voc):
     found = benchmark("voc21", voc, background={"kind": "threshold", "threshold": 0.6, "with_masks": 0.2})
-    assert found.background() == {"kind": "threshold", "threshold": 0.6, "words": ()}
-    assert found.background(with_masks=True) == {"kind": "threshold", "threshold": 0.2, "words": ()}
-    assert "with_masks" in found.config.background
-    found = benchmark("voc21", voc, background={"kind": "threshold", "threshold": 0.6})
-    assert found.background(with_masks=True)["threshold"] == 0.6
+    assert found.background() == Background(kind="threshold", threshold=0.6)
+    assert found.background(with_masks=True).threshold == 0.2
+    words = found.background(engineered=True)
+    assert (words.kind, words.threshold) == ("words", 0) and {"sky", "wall"} <= set(words.words)
+    found = benchmark("voc21", voc, background={"kind": "both", "threshold": 0.6, "words": ["sky", "wall"]})
+    assert found.background(with_masks=True) == Background(kind="both", threshold=0.6, words=["sky", "wall"])
+    assert benchmark("voc20", voc).background() == Background(threshold=0)
 
 
-def test_ade(ade):
-    found = benchmark("ade20k", ade)
-    assert found.names == ["ADE_val_00000001", "ADE_val_00000002"]
-    assert found.num_labels == 150
-    assert first_labels(found[0], 4) == [255, 0, 149, 12]
-
-
-def test_coco_with_and_without_background(coco):
-    for name, labels, expected in (
-        ("coco_object", 81, [0, 1, 80, 255]),
-        ("coco_things", 80, [255, 0, 79, 255]),
-    ):
-        found = benchmark(name, coco)
-        assert found.names == ["000000000139"]
-        assert found.num_labels == labels
-        assert first_labels(found[0], 4) == expected
-
-
-def test_classes_that_come_with_the_data(tmp_path):
+def test_class_names(tmp_path):
+    """From a word list beside the data, or from the settings."""
     photo(tmp_path / "images" / "val" / "a.jpg")
     mask(tmp_path / "annotations" / "val" / "a.png", [0, 1, 255])
     (tmp_path / "classes.txt").write_text("cat, kitten\ndog\n", encoding="utf-8")
-    found = benchmark("scenes", tmp_path)
-    assert found.class_groups == (("cat", "kitten"), ("dog",))
-    assert first_labels(found[0], 3) == [0, 1, 255]
+    listed = benchmark("scenes", tmp_path)
+    assert listed[0].mask.flatten()[:3].tolist() == [0, 1, 255]
+    given = benchmark("scenes", tmp_path, classes=["cat/kitten", "dog"], engineered=["a cat", "puppy/dog"])
+    assert given.class_groups == listed.class_groups == (("cat", "kitten"), ("dog",))
+    assert given.engineered_groups == (("a cat",), ("puppy", "dog"))
     (tmp_path / "classes.txt").unlink()
-    with pytest.raises(InputError, match=r"classes\.txt"):
-        benchmark("scenes", tmp_path)
-
-
-@pytest.mark.parametrize("level", [0, 1, 2])
-def test_root_is_found_from_its_parents(voc, level):
-    found = benchmark("voc20", [voc, *voc.parents][level])
-    assert found.root == voc
-    assert len(found) == 2
-
-
-def test_root_is_found_from_its_parent(ade, coco):
-    assert benchmark("ade20k", ade.parent).root == ade
-    assert benchmark("coco_object", coco.parent).root == coco
-
-
-def test_limit(voc, ade):
-    assert benchmark("voc20", voc, limit=1).names == ["2007_000042"]
-    assert benchmark("ade20k", ade, limit=1).names == ["ADE_val_00000001"]
-    assert len(benchmark("voc20", voc, limit=5)) == 2
-
-
-def refused(make, *parts) -> None:
-    """`make` fails with one line that holds every part."""
-    with pytest.raises(InputError) as caught:
-        make()
-    message = str(caught.value)
-    assert all(str(part) in message for part in parts), message
-    assert "\n" not in message
-
-
-def test_root_missing(tmp_path, voc):
-    refused(lambda: benchmark("voc20", tmp_path / "gone"), "benchmark.root", tmp_path / "gone")
-    file = voc / "ImageSets" / "Segmentation" / "val.txt"
-    refused(lambda: benchmark("voc20", file), "benchmark.root", file)
-
-
-def test_layout_is_another(voc, ade):
-    refused(lambda: benchmark("ade20k", voc), "ade20k", voc, "images/validation", "annotations/validation")
-    refused(lambda: benchmark("voc20", ade), "voc20", ade, "JPEGImages", "SegmentationClass")
-
-
-def test_split_is_missing(voc):
-    split = voc / "ImageSets" / "Segmentation" / "val.txt"
-    split.unlink()
-    refused(lambda: benchmark("voc20", voc), "split", split)
-
-
-def test_split_is_empty(voc):
-    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("\n", encoding="utf-8")
-    refused(lambda: benchmark("voc20", voc), "voc20")
-
-
-def test_empty_split_is_named(voc):
-    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("\n", encoding="utf-8")
-    refused(lambda: benchmark("voc20", voc), "val.txt")
-
-
-def test_no_mask_at_all(ade):
-    for path in (ade / "annotations" / "validation").iterdir():
-        path.unlink()
-    refused(lambda: benchmark("ade20k", ade), "no masks", ade / "annotations" / "validation")
-
-
-def test_split_names_a_missing_photo(voc):
-    gone = voc / "JPEGImages" / "2007_000033.jpg"
-    gone.unlink()
-    refused(lambda: benchmark("voc20", voc), gone, "1 of 2")
-
-
-def test_mask_of_the_split_is_missing(voc):
-    gone = voc / "SegmentationClass" / "2007_000042.png"
-    gone.unlink()
-    refused(lambda: benchmark("voc20", voc), gone, "1 of 2")
-
-
-def test_photo_of_a_mask_is_missing(ade):
-    gone = ade / "images" / "validation" / "ADE_val_00000001.jpg"
-    gone.unlink()
-    refused(lambda: benchmark("ade20k", ade), gone, "1 of 2")
-
-
-def test_mask_of_a_photo_is_missing(ade):
-    gone = ade / "annotations" / "validation" / "ADE_val_00000001.png"
-    gone.unlink()
-    refused(lambda: benchmark("ade20k", ade), gone)
+    refused(lambda: benchmark("scenes", tmp_path), "classes.txt")
+    refused(lambda: benchmark("scenes", tmp_path, classes="gone.txt"), "validation.classes=gone.txt")
+    refused(lambda: benchmark("scenes", tmp_path, classes=[]), "classes=[] is empty")
+    refused(lambda: benchmark("scenes", tmp_path, classes=["a", "b"], engineered=["a"]), "engineered lists 1", "has 2")
 
 
 def test_name_with_a_space(voc):
     photo(voc / "JPEGImages" / "my photo.jpg")
     mask(voc / "SegmentationClass" / "my photo.png", [1], palette=True)
-    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("my photo\n2007_000033\n", encoding="utf-8")
+    (voc / SPLIT).write_text("my photo\n2007_000033\n", encoding="utf-8")
     assert benchmark("voc20", voc).names == ["my photo", "2007_000033"]
 
 
-def test_negative_limit_is_refused(voc):
-    refused(lambda: benchmark("voc20", voc, limit=-1), "limit")
+# Sets of a collection and of a user ------------------------------------------------------------------------------
 
 
-def test_split_that_is_no_text(voc):
-    split = voc / "ImageSets" / "Segmentation" / "val.txt"
-    split.write_bytes(b"\xff\xfe\x00")
-    refused(lambda: benchmark("voc20", voc), split)
+def test_collection_opens_what_is_at_hand(voc, tmp_path):
+    settings = BenchmarksSettings(root=str(tmp_path), sets=["voc20", "ade20k"], limit=1)
+    found = open_benchmarks(settings)
+    assert list(found) == ["voc20", "ade20k"] and found["voc20"].names == ["2007_000042"]
+    assert "images/validation" in str(found["ade20k"])
+    refused(lambda: open_benchmarks(settings.replace(sets=["ade20k"])), "holds none of the sets", "ade20k")
+    refused(lambda: open_benchmarks(settings.replace(root="/gone")), "benchmark.root=/gone")
+    refused(lambda: open_benchmarks(settings.replace(sets=["vok20"])), "benchmark.sets=vok20", "voc20")
+    refused(lambda: open_benchmarks(settings.replace(sets=["retrieval"])), "benchmark.sets=retrieval", "segmentation")
 
 
-def test_sizes_differ(voc):
-    path = voc / "SegmentationClass" / "2007_000042.png"
-    mask(path, [1], palette=True, size=(SIZE[1], SIZE[0]))
-    refused(lambda: benchmark("voc20", voc)[0], path, "(6, 4)", "(4, 6)")
+def test_preset_of_a_user(voc, tmp_path):
+    (tmp_path / "conf" / "benchmark").mkdir(parents=True)
+    (tmp_path / "conf" / "names").mkdir()
+    (tmp_path / "conf" / "names" / "pets.txt").write_text("cat\ndog\n")
+    preset = "defaults: [voc21]\nname: pets\nclasses: names/pets.txt\nnum_classes: 2\nbackground: {with_masks: 0.1}\n"
+    (tmp_path / "conf" / "benchmark" / "pets.yaml").write_text(preset + "engineered: null\n")
+    with user_presets(tmp_path / "conf"):
+        found = benchmark("pets", voc)
+    assert found.class_groups == (("cat",), ("dog",)) and len(found) == 2
+    assert (found.background().threshold, found.background(with_masks=True).threshold) == (0.65, 0.1)
+    refused(lambda: benchmark("pets", voc), "validation.benchmark=pets")
 
 
-def test_mask_with_colours_instead_of_labels(voc):
-    path = voc / "SegmentationClass" / "2007_000042.png"
-    picture(0, SIZE).save(path)
-    refused(lambda: benchmark("voc20", voc)[0], path)
+# Bad input --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "label"), [("voc20", 21), ("voc21", 21), ("voc21", 254)])
-def test_label_outside_the_classes(voc, name, label):
-    path = voc / "SegmentationClass" / "2007_000042.png"
-    mask(path, [1, 0, label, 3], palette=True)
-    refused(lambda: benchmark(name, voc)[0], path, f"label {label}", name)
+def write_split(data: bytes):
+    return lambda root: (root / SPLIT).write_bytes(data)
 
 
-def test_label_below_the_classes(ade):
-    path = ade / "annotations" / "validation" / "ADE_val_00000001.png"
-    mask(path, [0, 5])
-    refused(lambda: benchmark("ade20k", ade, ignore_labels=(255,))[0], path, "label 0")
+def removed(name: str):
+    return lambda root: (root / name).unlink()
 
 
-@pytest.mark.parametrize("folder", ["JPEGImages", "SegmentationClass"])
-def test_unreadable_image(voc, folder):
-    (path,) = (voc / folder).glob("2007_000042.*")
-    path.write_bytes(b"no image")
-    refused(lambda: benchmark("voc20", voc)[0], "voc20", path.name)
+def broken(name: str):
+    return lambda root: (root / name).write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        (removed(SPLIT), ["split", SPLIT, "does not exist"]),
+        (write_split(b"\n"), ["voc20", SPLIT, "no image"]),
+        (write_split(b"\xff\xfe\x00"), [SPLIT]),
+        (removed("JPEGImages/2007_000033.jpg"), ["JPEGImages/2007_000033.jpg", "1 of 2"]),
+        (removed(MASK), [MASK, "1 of 2"]),
+        (lambda root: mask(root / MASK, [1], palette=True, size=SIZE[::-1]), [MASK, "(6, 4)", "(4, 6)"]),
+        (lambda root: picture(0, SIZE).save(root / MASK), [MASK]),  # colours instead of labels
+        (lambda root: mask(root / MASK, [1, 0, 21, 3], palette=True), [MASK, "label 21", "voc20"]),
+        (broken(MASK), ["voc20", MASK]),
+        (broken("JPEGImages/2007_000042.jpg"), ["voc20", "2007_000042.jpg"]),
+    ],
+)
+def test_broken_set(voc, breaks, says):
+    breaks(voc)
+    refused(lambda: benchmark("voc20", voc)[0], *says)
+
+
+@pytest.mark.parametrize("folder", ["images", "annotations"])
+def test_folders_that_do_not_match(ade, folder):
+    (gone, other) = sorted((ade / folder / "validation").iterdir())
+    gone.unlink()
+    refused(lambda: benchmark("ade20k", ade), str(gone), "1 of 2")
+    if folder == "annotations":
+        other.unlink()
+        refused(lambda: benchmark("ade20k", ade), "no masks", str(other.parent))
+
+
+def test_wrong_settings(voc, ade, tmp_path):
+    refused(lambda: benchmark("voc20", tmp_path / "gone"), f"validation.root={tmp_path}/gone is no folder")
+    refused(lambda: benchmark("voc20", voc / SPLIT), "validation.root", SPLIT)
+    refused(lambda: benchmark("ade20k", voc), "ade20k", str(voc), "images/validation", "annotations/validation")
+    refused(lambda: benchmark("voc20", ade), "voc20", str(ade), "JPEGImages", "SegmentationClass")
+    refused(lambda: benchmark("retrieval", voc), "validation.benchmark=retrieval", "segmentation")
+    refused(lambda: benchmark("voc20", voc, limit=-1), "limit=-1")
+    refused(lambda: benchmark("ade20k", ade, ignore_labels=[255])[0], "label 0")
+    refused(lambda: benchmark("voc20", voc, classes="names/cityscapes.txt"), "lists 19 classes", "voc20 has 20")
 
 
 def test_image_of_too_many_pixels(voc, monkeypatch):

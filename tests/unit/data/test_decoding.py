@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simzss.data.images import to_rgb
-from simzss.data.shards import decode_image
+from simzss.data.images import decode_image, to_rgb
 from tests.support.files import encode, image_bytes, picture
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from simzss.data.shards import decode_image
+from simzss.data.images import decode_image
 from simzss.data.transforms import RandomCrop, WholeImage
+from tests.support.files import picture
 
 
 def photo(width, height):
@@ -20,7 +21,7 @@ def photo(width, height):
 
 
 @pytest.mark.parametrize(
-    ("size", "least", "decoded"),
+    ("size", "min_side", "decoded"),
     [
         ((640, 480), None, (640, 480)),
         ((640, 480), 241, (640, 480)),
@@ -30,8 +31,8 @@ def photo(width, height):
         ((100, 80), 224, (100, 80)),
     ],
 )
-def test_no_side_is_decoded_below_what_is_needed(size, least, decoded):
-    assert decode_image(photo(*size), least).size == decoded
+def test_no_side_is_decoded_below_what_is_needed(size, min_side, decoded):
+    assert decode_image(photo(*size), min_side).size == decoded
 
 
 def test_a_png_has_no_draft():
@@ -42,14 +43,25 @@ def test_a_png_has_no_draft():
 
 def test_a_draft_shows_the_same_picture():
     data, transform = photo(640, 480), WholeImage(64)
-    whole, draft = (transform(decode_image(data, least)).float() for least in (None, transform.least))
+    whole, draft = (transform(decode_image(data, side)).float() for side in (None, transform.min_side))
     assert whole.shape == draft.shape == (3, 64, 64)
     assert (whole - draft).abs().mean() < 2  # of 255 grey values
 
 
 def test_no_crop_is_enlarged():
     transform = RandomCrop(64)
-    pixels = torch.empty(3, transform.least, transform.least)
-    crop = v2.RandomResizedCrop(transform.size, (transform.min_scale, 1.0), (3 / 4, 4 / 3))
-    found = [crop.make_params([pixels]) for _ in range(300)]
-    assert min(min(params["height"], params["width"]) for params in found) >= 63  # a crop is rounded to whole pixels
+    boxes = [transform.box(transform.min_side, transform.min_side) for _ in range(300)]
+    assert min(min(height, width) for _, _, height, width in boxes) >= 63  # a crop is rounded to whole pixels
+
+
+@pytest.mark.parametrize("size", [(640, 480), (30, 900), (700, 20), (3, 3)])
+@pytest.mark.parametrize("min_scale", [0.9, 0.2])
+def test_crops_are_those_of_torchvision(size, min_scale):
+    reference = v2.RandomResizedCrop(32, (min_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    image = picture(0, size)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = reference(v2.functional.pil_to_tensor(image))
+        generator = torch.Generator().manual_seed(seed)
+        assert RandomCrop(32, min_scale)(image, generator).equal(expected)
+        assert generator.get_state().equal(torch.get_rng_state())  # as much was drawn

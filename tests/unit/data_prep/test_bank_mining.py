@@ -5,6 +5,9 @@ import nltk
 import pytest
 
 import data_prep.bank.program as program
+import data_prep.bank.propose as propose
+from data_prep.bank.corpus import Captions, read_stop
+from data_prep.bank.coverage import find_shards
 from simzss.concepts.bank import ConceptBank, read_entries
 from simzss.concepts.concept import Caption, Concept
 from simzss.data.shards import write_shard
@@ -106,7 +109,7 @@ def test_excluded_classes_leave_no_trace_in_the_bank(shards, wordnet, tmp_path, 
 
 def test_words_of_the_stop_list_are_left_out(shards, wordnet, tmp_path, monkeypatch):
     (tmp_path / "stop.txt").write_text("Dog, puppy # two\n\n  tennis   racket, dog\n", encoding="utf-8")
-    assert program.read_stop(tmp_path / "stop.txt") == {"dog", "puppy", "tennis racket"}
+    assert read_stop(tmp_path / "stop.txt") == {"dog", "puppy", "tennis racket"}
     target = tmp_path / "bank.txt"
     assert run(monkeypatch, shards, wordnet, target, f"stop={tmp_path}/stop.txt") == 0
     assert entries(target).keys() == {"couch", "front", "person"}
@@ -135,7 +138,7 @@ def test_output_is_the_coverage_of_the_proposed_bank(shards, wordnet, tmp_path, 
 
 def test_the_curve_is_the_coverage_of_each_smaller_bank(shards, wordnet, tmp_path, monkeypatch):
     curves = []
-    write = program.write_bank_report
+    write = propose.write_bank_report
 
     def keep(path, mined, *rest):
         from data_prep.bank.report import coverage_curve
@@ -143,7 +146,7 @@ def test_the_curve_is_the_coverage_of_each_smaller_bank(shards, wordnet, tmp_pat
         curves.append(coverage_curve(mined))
         write(path, mined, *rest)
 
-    monkeypatch.setattr(program, "write_bank_report", keep)
+    monkeypatch.setattr(propose, "write_bank_report", keep)
     assert run(monkeypatch, shards, wordnet, tmp_path / "bank.txt", f"report={tmp_path}/bank.html") == 0
     for size in range(1, 6):
         more = [f"size={size}", f"output={tmp_path}/{size}.json"]
@@ -211,7 +214,7 @@ def test_shards_of_failed_tasks_are_named(shards, wordnet, tmp_path, monkeypatch
 
 def test_captions_can_be_read_again_and_leave_no_file(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with program.Captions(program.find_shards(str(shards))) as corpus:
+    with Captions(find_shards(str(shards))) as corpus:
         first, second = list(corpus), list(corpus)
     assert first == second and len(first) == 6 and (corpus.count, corpus.skipped) == (12, 1)
     assert [found.text for found in first[0]] == TEXTS[0]
@@ -219,7 +222,7 @@ def test_captions_can_be_read_again_and_leave_no_file(shards, tmp_path, monkeypa
 
 
 def test_shipped_stop_list():
-    stop = program.read_stop(program.find_file("concepts/stop.txt"))
+    stop = read_stop(program.find_file("concepts/stop.txt"))
     assert {"front", "group", "day", "picture", "they", "red", "lot", "background", "view"} <= stop
     assert not {"dog", "street", "shadow", "sky", "people", "building", "tank top"} & stop
 

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 import data_prep.bank.program as program
+from data_prep.bank.coverage import Coverage, measure
 from data_prep.bank.mining import Rules, mine
 from data_prep.bank.report import Comparison, Example, coverage_curve, write_bank_report
 from simzss.concepts.bank import ConceptBank, Entry
@@ -40,7 +41,7 @@ def bank(tmp_path):
 
 
 def test_coverage_against_a_hand_count(folder):
-    coverage, skipped = program.measure([str(path) for path in sorted(folder.rglob("*.tar"))], BANK)
+    coverage, skipped = measure([str(path) for path in sorted(folder.rglob("*.tar"))], BANK)
     assert skipped == 1
     report = coverage.report()
     assert report == {
@@ -58,13 +59,13 @@ def test_coverage_against_a_hand_count(folder):
 
 
 def test_nothing_counted():
-    report = program.Coverage(BANK).report()
+    report = Coverage(BANK).report()
     assert report["captions_with_concept_percent"] == report["mentions_in_bank_percent"] == 0
     assert report["never_matched"] == ["zebra", "dog", "tennis racket", "unicorn"]
 
 
 def test_never_matched_keeps_the_order_of_the_bank():
-    coverage = program.Coverage(BANK)
+    coverage = Coverage(BANK)
     coverage.add(caption("a puppy", "puppy"))
     assert coverage.never_matched() == ["zebra", "tennis racket", "unicorn"]
 
@@ -73,7 +74,7 @@ def test_surface_forms():
     entries = [Entry("glass"), Entry("eyeglasses", ("glasses",))]
     mention = Caption("glasses", (Concept("glasses", "glass", 0, 7),))
     for surface_forms, never in ((True, ["glass"]), (False, ["eyeglasses"])):
-        coverage = program.Coverage(ConceptBank(entries, surface_forms))
+        coverage = Coverage(ConceptBank(entries, surface_forms))
         coverage.add(mention)
         assert coverage.never_matched() == never
 

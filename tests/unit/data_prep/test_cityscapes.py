@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -7,38 +6,36 @@ from PIL import Image
 
 import data_prep.cityscapes as program
 from simzss.concepts.bank import read_entries
-from simzss.config import CONF_DIR
+from simzss.settings.compose import CONF_DIR
 from tests.support import official_layouts
-from tests.support.masks import MaskProgram, assert_masks, assert_reruns, assert_same, seen_by_benchmark
+from tests.support.masks import MaskProgram, MaskSet, assert_masks
 
 DRAWN = "frankfurt/frankfurt_000000_000019"  # has polygons, but no label image
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cityscapes"
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cityscapes")
-    return folder, official_layouts.cityscapes(folder)
+def data(tmp_path):
+    return MaskSet("cityscapes", tmp_path / "set")
 
 
 @pytest.fixture
-def truth(folder, rendered):
-    shutil.copytree(rendered[0], folder, dirs_exist_ok=True)
-    return rendered[1]
+def cityscapes(data, monkeypatch, capsys):
+    return MaskProgram(program.main, [f"root={data.root}"], monkeypatch, capsys)
 
 
 @pytest.fixture
-def cityscapes(folder, truth, monkeypatch, capsys):
-    return MaskProgram(program.main, [f"root={folder}"], monkeypatch, capsys)
+def expected(data):
+    return data.expected
 
 
 @pytest.fixture
-def expected(folder, truth):
-    return {folder / "gtFine" / "val" / f"{name}_gtFine_labelTrainIds.png": mask for name, mask in truth.items()}
+def truth(data):
+    return data.truth
+
+
+@pytest.fixture
+def folder(data):
+    return data.folder
 
 
 @pytest.fixture
@@ -50,15 +47,6 @@ def test_table_is_the_official_one():
     assert dict(zip(program.LABELS, program.TABLE.items(), strict=True)) == official_layouts.CITYSCAPES
     names = [entry.name for entry in read_entries(CONF_DIR / "names/cityscapes.txt")]
     assert [program.LABELS[number] for number in program.EVALUATED] == names
-
-
-def test_masks(cityscapes, folder, truth, expected):
-    before = {path for path in folder.rglob("*") if path.is_file()}
-    said, _ = cityscapes.run()
-    assert_masks(expected)
-    assert {path for path in folder.rglob("*") if path.is_file()} == before | expected.keys()
-    assert "val: masks of 12 of the official 500 images (12 made, 0 already there)" in said
-    assert_same(seen_by_benchmark("cityscapes", folder), truth)
 
 
 def test_polygons_alone_give_the_same_masks(cityscapes, folder, expected):
@@ -82,10 +70,6 @@ def test_the_fixture_needs_both_ways(folder, truth):
     assert len(set().union(*(np.unique(mask) for mask in truth.values()))) > 10
 
 
-def test_reruns(cityscapes, expected):
-    assert_reruns(cityscapes, expected)
-
-
 def test_missing_photos_and_labels_are_counted_and_named(cityscapes, folder, expected, polygons):
     polygons.unlink()
     photo = folder / "leftImg8bit" / "val" / "lindau" / "lindau_000001_000019_leftImg8bit.png"
@@ -95,12 +79,6 @@ def test_missing_photos_and_labels_are_counted_and_named(cityscapes, folder, exp
     assert f"2 left out for want of {DRAWN.split('/')[1]}_gtFine_labelIds.png, {photo.name}" in warned
     assert_masks({path: mask for path, mask in expected.items() if path.name[:13] not in (
         "frankfurt_000", "lindau_000001")})  # fmt: skip
-
-
-def test_no_photo_at_all(cityscapes, folder):
-    for path in (folder / "leftImg8bit" / "val").rglob("*.png"):
-        path.unlink()
-    assert "no mask could be made; missing: frankfurt_000000_000019_leftImg8bit.png" in cityscapes.refuse()
 
 
 def test_empty_folders(cityscapes, tmp_path):

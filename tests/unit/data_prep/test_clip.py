@@ -8,20 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP, CustomTextCLIP, get_tokenizer
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import data_prep.clip as program
 from data_prep.clip import ClipSettings, make_folder
 from data_prep.clip_text import OPEN_CLIP_CONFIG, OPEN_CLIP_FILE, read_text_tower
-from simzss.cli import dispatch
-from simzss.config import compose
-from simzss.evaluation.run import run_evaluation
+from simzss.models.build import build_untrained
 from simzss.models.checkpoint import load_model
 from simzss.models.tokenizer import clip_tokenizer
 from simzss.segmentation.segmenter import Segmenter
-from tests.support.models import backbone_options, refused, save_backbone, save_bert, shaken
+from tests.support.models import backbone_settings, encode_alone, refused, save_backbone, save_bert, shaken
 from tests.support.program import exit_code
 
 CAPTIONS = ["a photo of a cat.", "two dogs", "", "A green tree, and grass; it is here!", " ".join(["word"] * 40)]
@@ -104,25 +101,20 @@ def open_file(open_model, tmp_path_factory) -> Path:
     return save_open_clip(open_model, tmp_path_factory.mktemp("open_clip"))
 
 
-def backbone_of(weights, **changes):
-    """The group `backbone` of a configuration: a ViT with a head of `COMMON` outputs."""
-    return backbone_options(features="self", project=True, feature_norm="center", weights=str(weights)) | changes
+def settings_of(text, output, weights, quick_gelu=None, **changes):
+    """A ViT with a head of `COMMON` outputs beside the text tower."""
+    options = {"features": "self", "project": True, "feature_norm": "center", "weights": str(weights)} | changes
+    return ClipSettings(backbone=backbone_settings(**options), text=str(text), output=output, quick_gelu=quick_gelu)
 
 
-def made(folder: Path, text: Path | str, weights: Path | str, quick_gelu: bool | None = None, **changes):
-    """Model and settings of a folder that the program makes."""
-    make_folder(backbone_of(weights, **changes), ClipSettings(str(text), str(folder), quick_gelu))
+def made(folder, text, weights, quick_gelu=None, **changes):
+    """Make a folder and load it."""
+    make_folder(settings_of(text, folder, weights, quick_gelu, **changes))
     return load_model(folder)
 
 
 def pooled(model, texts=CAPTIONS):
-    """Our vectors of padded texts; behind its end a text has junk, which must not matter."""
-    rows = model.text_encoder.tokenize(texts)["input_ids"]
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [320] * (length - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-    with torch.no_grad():
-        return model.encode_text(ids, mask).pooled
+    return F.normalize(model.text_encoder.encode(texts)[0], dim=-1)
 
 
 def expected_of_transformers(model, texts=CAPTIONS):
@@ -141,50 +133,38 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-# The same vectors -------------------------------------------------------------------------------------------------
+# The same vectors -----------------------------------------------------------------------------------------------------
 
 
-def test_text_of_a_transformers_folder(clip_folder, image_weights, tmp_path):
-    model, settings = made(tmp_path / "model", clip_folder, image_weights)
-    reference = CLIPModel.from_pretrained(clip_folder).eval()
+@pytest.mark.parametrize("quick", [None, True, False])
+def test_transformers_folder(clip_folder, image_weights, tmp_path, quick):
+    model = made(tmp_path / "model", clip_folder, image_weights, quick)
+    reference = make_clip("gelu" if quick is False else "quick_gelu")
     close(pooled(model), expected_of_transformers(reference))
     assert model.logit_scale.item() == pytest.approx(reference.logit_scale.item())
     assert model.feature_norm.mode == "none" and model.backbone.features == "self" and model.backbone.project
-    assert (settings["readout"], settings["steps"], settings["text_weights"]) == ("sentence", 0, str(clip_folder))
-
-
-@pytest.mark.parametrize("quick", [True, False])
-def test_the_activation_can_be_set(clip_folder, image_weights, tmp_path, quick):
-    model, _ = made(tmp_path / "model", clip_folder, image_weights, quick_gelu=quick)
-    reference = make_clip("quick_gelu" if quick else "gelu")
-    close(pooled(model), expected_of_transformers(reference))
-    other = make_clip("gelu" if quick else "quick_gelu")
-    assert (pooled(model) - expected_of_transformers(other)).abs().max() > 1e-4
+    assert (model.text_pooling, model.info["steps"], model.info["text_weights"]) == ("sentence", 0, str(clip_folder))
 
 
 def test_text_tower_alone_in_float16_and_in_two_files(image_weights, tmp_path):
     source = make_clip()
     alone = CLIPTextModelWithProjection(source.config.text_config)
-    state = {name: value for name, value in source.state_dict().items() if name in alone.state_dict()}
-    alone.load_state_dict(state)
+    alone.load_state_dict({name: value for name, value in source.state_dict().items() if name in alone.state_dict()})
     alone.half().save_pretrained(tmp_path / "text", max_shard_size="2MB")
     assert len(list((tmp_path / "text").glob("*.safetensors"))) > 1
-    lines = make_folder(backbone_of(image_weights), ClipSettings(str(tmp_path / "text"), str(tmp_path / "model")))
+    lines = make_folder(settings_of(tmp_path / "text", tmp_path / "model", image_weights))
     assert any("no logit scale" in line for line in lines) and any("no image tower" in line for line in lines)
-    model, _ = load_model(tmp_path / "model")
+    model = load_model(tmp_path / "model")
     assert model.logit_scale.exp().item() == pytest.approx(100)
-    rounded = make_clip()
-    rounded.load_state_dict({name: value.half().float() for name, value in rounded.state_dict().items()})
-    close(pooled(model), expected_of_transformers(rounded))
+    source.load_state_dict({name: value.half().float() for name, value in source.state_dict().items()})
+    close(pooled(model), expected_of_transformers(source))
 
 
-def test_text_of_an_open_clip_file(open_model, open_file, tmp_path):
+def test_open_clip_file(open_model, open_file, tmp_path):
     """Heads by the width, activation by the backbone; and one file gives both towers."""
-    model, _ = made(tmp_path / "model", open_file, open_file, **XSMALL, features="last")
+    model = made(tmp_path / "model", open_file, open_file, **XSMALL, features="last")
     close(pooled(model), expected_of_open_clip(open_model))
     assert model.logit_scale.item() == pytest.approx(open_model.logit_scale.item())
-    assert model.backbone.width == OPEN_COMMON
-
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         reference = open_model.encode_image((images - model.backbone.mean) / model.backbone.std, normalize=True)
@@ -193,130 +173,71 @@ def test_text_of_an_open_clip_file(open_model, open_file, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "quick", "heads"),
-    [(CLIP, True, 2), (CLIP, False, 4), (CustomTextCLIP, True, 4), (CustomTextCLIP, False, 2)],
+    [(CLIP, True, 2), (CLIP, False, 8), (CustomTextCLIP, True, 4), (CustomTextCLIP, False, None)],
 )
-def test_text_of_an_open_clip_folder_with_its_configuration(tmp_path, kind, quick, heads):
-    source = make_open_clip(kind, quick, heads=heads)
-    config = {"embed_dim": OPEN_COMMON, "vision_cfg": OPEN_VISION, "text_cfg": OPEN_TEXT | {"heads": heads}}
-    save_open_clip(source, tmp_path / "clip", **config, quick_gelu=quick)
+def test_open_clip_folder_with_its_configuration(tmp_path, kind, quick, heads):
+    source = make_open_clip(kind, quick, heads=heads or 8)  # open_clip's default
+    text = {key: value for key, value in OPEN_TEXT.items() if key != "heads"} | ({"heads": heads} if heads else {})
+    save_open_clip(source, tmp_path / "clip", vision_cfg=OPEN_VISION, text_cfg=text, quick_gelu=quick)
     tower = read_text_tower(str(tmp_path / "clip"), otherwise=not quick)
-    with torch.no_grad():
-        tokens = torch.tensor(clip_tokenizer()(CAPTIONS[0])["input_ids"])[None]
-        found = tower.body(input_ids=tokens).last_hidden_state[:, -1] @ tower.projection.T
-    close(F.normalize(found, dim=-1), expected_of_open_clip(source, CAPTIONS[:1]))
+    found = program.build_encoder(tower).encode(CAPTIONS)[0]
+    close(F.normalize(found, dim=-1), expected_of_open_clip(source))
     assert torch.equal(tower.image_projection, source.visual.proj.T)
 
 
-def test_heads_that_the_configuration_leaves_out_are_open_clip_s(tmp_path):
-    text = {key: value for key, value in OPEN_TEXT.items() if key != "heads"}
-    source = make_open_clip(heads=8)
-    file = save_open_clip(source, tmp_path, text_cfg=text)
-    assert read_text_tower(str(file)).body.config.num_attention_heads == 8
-
-
-# What the folder is good for --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(clip_folder, image_weights, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("made") / "model"
-    made(folder, clip_folder, image_weights)
-    return folder
-
-
-def test_segments(folder):
-    segmenter = Segmenter.from_pretrained(folder, precision="32-true")
-    segmenter.set_classes(["cat", "green grass"])
-    assert segmenter.readout == "sentence"
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    mask = segmenter.predict(pixels).mask
-    assert mask.shape == (48, 80) and set(mask.unique().tolist()) <= {0, 1}
-
-
-def test_segment_verb(folder, tmp_path):
-    photo = tmp_path / "photo.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)).save(photo)
-    dispatch(["segment", str(photo), f"model={folder}", "classes=cat,dog", f"output_dir={tmp_path / 'out'}",
-              "precision=32-true", "protocol.short_side=64"])  # fmt: skip
-    with Image.open(tmp_path / "out" / "photo_mask.png") as mask:
-        assert mask.size == (64, 40)
-
-
-def test_eval_verb_with_the_untrained_tower_beside(folder, tmp_path):
-    _voc(tmp_path / "voc" / "VOC2012")
-    config = compose("eval", ["benchmark=voc20", f"benchmark.root={tmp_path / 'voc'}", f"model={folder}",
-                              f"output_dir={tmp_path / 'out'}", "compare_untrained=true", "engineered=false",
-                              "precision=32-true", "protocol.short_side=64", "protocol.templates=photo", "overlays=0",
-                              "num_workers=0"])  # fmt: skip
-    results = run_evaluation(config)
-    assert set(results) == {"voc20", "voc20_untrained"}
-    assert results["voc20"]["protocol"]["readout"] == "sentence"
-
-
-def _voc(root: Path) -> None:
-    """Two photos with masks in the layout of PASCAL VOC."""
-    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / part).mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for name in ("a", "b"):
-        pixels = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
-        mask = Image.fromarray(generator.integers(0, 21, (64, 64), dtype=np.uint8))
-        mask.save(root / "SegmentationClass" / f"{name}.png")
-    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("a\nb\n", encoding="utf-8")
-
-
-def program_arguments(text, output, weights, *more):
-    options = backbone_of(weights)
-    del options["feature_norm"]
-    return [f"text={text}", f"output={output}", *(f"backbone.{key}={value}" for key, value in options.items()), *more]
-
-
-def test_program(clip_folder, image_weights, tmp_path, monkeypatch, capsys):
-    assert exit_code(program.main, program_arguments(clip_folder, tmp_path / "model", image_weights), monkeypatch) == 0
-    printed = capsys.readouterr().out
-    assert f"{tmp_path / 'model'}: text tower of 2 layers, 32 channels, quick_gelu, beside tiny" in printed
-    assert "note: the text tower has quick_gelu" in printed  # timm's test model has no such word in its name
-    model, _ = load_model(tmp_path / "model")
-    close(pooled(model), expected_of_transformers(CLIPModel.from_pretrained(clip_folder).eval()))
-
-
-def test_program_with_an_activation(clip_folder, image_weights, tmp_path, monkeypatch, capsys):
-    more = ("quick_gelu=false", "backbone.feature_norm=none")
-    arguments = program_arguments(clip_folder, tmp_path / "model", image_weights, *more)
-    assert exit_code(program.main, arguments, monkeypatch) == 0
-    printed = capsys.readouterr().out
-    assert "32 channels, gelu, beside tiny" in printed and "note" not in printed
-
-
-def test_help(monkeypatch, capsys):
-    assert exit_code(program.main, ["--help"], monkeypatch) == 0
-    printed = capsys.readouterr().out
-    assert "quick_gelu" in printed and "backbone: clip_vitb16" in printed
-
-
-def test_hub_repositories_of_both_layouts(clip_folder, open_file, tmp_path, monkeypatch):
-    """As an earlier download left them: the hub client reads its own cache where there is no network."""
+@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+def test_hub_repository(layout, clip_folder, open_file, tmp_path, monkeypatch):
+    """As an earlier download left it: the hub client reads its own cache where there is no network."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    for name, files in (("a", list(clip_folder.iterdir())), ("b", [open_file])):
-        repository = tmp_path / f"models--owner--{name}"
-        snapshot = repository / "snapshots" / ("0" * 40)
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text("0" * 40)
-        snapshot.mkdir(parents=True)
-        for file in files:
-            (snapshot / file.name).symlink_to(file)
-    (snapshot / OPEN_CLIP_CONFIG).write_text(json.dumps({"model_cfg": {"text_cfg": OPEN_TEXT, "quick_gelu": True}}))
-    assert read_text_tower("owner/a").body.config.hidden_size == 32
-    tower = read_text_tower("owner/b")
-    assert (tower.body.config.hidden_size, tower.body.config.hidden_act) == (128, "quick_gelu")
-    refused(lambda: read_text_tower("owner/c"), "text=owner/c", "hub")
+    repository = tmp_path / "models--owner--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot.mkdir(parents=True)
+    for file in clip_folder.iterdir() if layout == "transformers" else [open_file]:
+        (snapshot / file.name).symlink_to(file)
+    if layout == "open_clip":
+        config = {"model_cfg": {"text_cfg": OPEN_TEXT, "quick_gelu": True}}
+        (snapshot / OPEN_CLIP_CONFIG).write_text(json.dumps(config))
+    config = read_text_tower("owner/name").body.config
+    assert (config.hidden_size, config.hidden_act) == (32 if layout == "transformers" else 128, "quick_gelu")
+    refused(lambda: read_text_tower("owner/other"), "text=owner/other", "hub")
 
 
-# What is refused --------------------------------------------------------------------------------------------------
+# The program ----------------------------------------------------------------------------------------------------------
+
+
+def test_program(clip_folder, image_weights, tmp_path, monkeypatch, capsys):
+    backbone = settings_of("", tmp_path, image_weights).backbone.plain()
+    del backbone["feature_norm"]
+    arguments = [f"text={clip_folder}", f"output={tmp_path / 'm'}", *(f"backbone.{k}={v}" for k, v in backbone.items())]
+    assert exit_code(program.main, arguments, monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'm'}: text tower of 2 layers, 32 channels, quick_gelu, beside tiny" in printed
+    assert "note: the text tower has quick_gelu" in printed  # timm's test model has no such word in its name
+    model = load_model(tmp_path / "m")
+    close(pooled(model), expected_of_transformers(make_clip()))
+    assert exit_code(program.main, [*arguments, "quick_gelu=false"], monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert "32 channels, gelu, beside tiny" in printed and "note" not in printed
+    assert exit_code(program.main, [*arguments, "backbone.feature_norm=whiten"], monkeypatch) == 2
+    assert "backbone.feature_norm=whiten" in capsys.readouterr().err
+
+
+def test_use(clip_folder, image_weights, tmp_path):
+    """Such a folder segments, and tells how it was before training."""
+    model = made(tmp_path / "model", clip_folder, image_weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    mask = Segmenter(model, precision="32-true").predict(pixels, ["cat", "green grass"]).mask
+    assert mask.shape == (48, 80) and set(mask.unique().tolist()) <= {0, 1}
+    untrained = build_untrained(model)
+    assert encode_alone(untrained.text_encoder, "a cat")[1].pooled.shape == (1, COMMON)
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
 
 
 def damaged(source: Path, target: Path, change) -> Path:
@@ -332,148 +253,97 @@ def damaged(source: Path, target: Path, change) -> Path:
     return target / file.name
 
 
-def test_vectors_of_another_width(open_file, image_weights, tmp_path):
-    message = refused(lambda: made(tmp_path / "m", open_file, image_weights), "not of one CLIP")
-    assert f"text={open_file} gives 512 channels" in message and "tiny gives 1000" in message
-    assert not (tmp_path / "m").exists()
-
-
-def test_text_of_another_image_tower(open_file, tmp_path):
+def test_towers_of_two_models(clip_folder, open_file, image_weights, tmp_path):
+    refused(lambda: made(tmp_path / "m", open_file, image_weights), f"text={open_file}", "512", "1000", "tiny")
     other = damaged(open_file, tmp_path / "other", lambda state: state["visual.proj"].neg_())
-    message = refused(lambda: made(tmp_path / "m", open_file, other, **XSMALL), "projections differ")
-    assert f"text={open_file}" in message and str(other) in message
+    refused(lambda: made(tmp_path / "m", open_file, other, **XSMALL), f"text={open_file}", str(other), "differ")
+    refused(lambda: made(tmp_path / "m", clip_folder, image_weights, project=False), "backbone.project=false", "tiny")
+    assert not (tmp_path / "m").exists()
 
     def round_all(state):
         state |= {name: value.bfloat16() for name, value in state.items()}
 
-    rounded = damaged(open_file, tmp_path / "rounded", round_all)
-    made(tmp_path / "m", rounded, open_file, **XSMALL)
-
-
-def test_backbone_without_projection(clip_folder, image_weights, tmp_path):
-    refused(lambda: made(tmp_path / "m", clip_folder, image_weights, project=False), "backbone.project=false", "tiny")
-
-
-def test_statistics_of_features(clip_folder, image_weights, tmp_path, monkeypatch, capsys):
-    arguments = program_arguments(clip_folder, tmp_path / "m", image_weights, "backbone.feature_norm=whiten")
-    assert exit_code(program.main, arguments, monkeypatch) == 2
-    assert capsys.readouterr().err.startswith("error: backbone.feature_norm=whiten")
+    made(tmp_path / "m", damaged(open_file, tmp_path / "rounded", round_all), open_file, **XSMALL)
+    (tmp_path / "file").touch()
+    refused(lambda: made(tmp_path / "file", clip_folder, image_weights), f"output={tmp_path / 'file'}")
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("layout", "name", "value"),
     [
-        ("text_model.encoder.layers.1.mlp.fc1.bias", "lacks text_model.encoder.layers.1.mlp.fc1.bias"),
-        ("text_projection.weight", "lacks text_projection.weight"),
+        ("transformers", "text_model.encoder.layers.1.mlp.fc1.bias", None),
+        ("transformers", "text_projection.weight", None),
+        ("transformers", "text_model.final_layer_norm.weight", torch.ones(7)),
+        ("open_clip", "transformer.resblocks.1.attn.in_proj_bias", None),
+        ("open_clip", "transformer.resblocks.0.attn.in_proj_weight", torch.ones(96, 128)),
+        ("open_clip", "token_embedding.weight", None),
+        ("open_clip", "token_embedding.weight", torch.ones(1000, 128)),
+        ("open_clip", "positional_embedding", torch.ones(24)),
+        ("open_clip", "text_projection", None),
+        ("open_clip", "text_projection", torch.ones(32, 512)),
+        ("open_clip", "cls_emb", torch.ones(96)),
+        ("open_clip", "logit_bias", torch.ones(1)),
+        ("open_clip", "transformer.resblocks.0.ls_1.gamma", torch.ones(96)),
     ],
 )
-def test_tensor_that_lacks_in_a_transformers_folder(clip_folder, tmp_path, name, says):
-    folder = damaged(clip_folder, tmp_path / "d", lambda state: state.pop(name))
-    refused(lambda: read_text_tower(str(folder)), str(folder), says)
+def test_tensors_that_do_not_fit(layout, name, value, clip_folder, open_file, tmp_path):
+    def change(state):
+        del state[name]
 
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("transformer.resblocks.1.attn.in_proj_bias", "lacks transformer.resblocks.1.attn.in_proj_bias"),
-        ("token_embedding.weight", "lacks token_embedding.weight"),
-        ("text_projection", "lacks text_projection"),
-        ("ln_final.bias", "lacks ln_final.bias"),
-    ],
-)
-def test_tensor_that_lacks_in_an_open_clip_file(open_file, tmp_path, name, says):
-    file = damaged(open_file, tmp_path / "d", lambda state: state.pop(name))
-    refused(lambda: read_text_tower(str(file)), str(file), says)
-
-
-@pytest.mark.parametrize(
-    "name", ["cls_emb", "logit_bias", "transformer.resblocks.0.ls_1.gamma", "text_projection.bias"]
-)
-def test_tensor_without_a_place(open_file, tmp_path, name):
-    file = damaged(open_file, tmp_path / "d", lambda state: state.update({name: torch.ones(96)}))
-    refused(lambda: read_text_tower(str(file)), str(file), name)
-
-
-def test_tensors_of_another_shape(clip_folder, open_file, tmp_path):
-    name = "transformer.resblocks.0.attn.in_proj_weight"
-    file = damaged(open_file, tmp_path / "a", lambda state: state.update({name: torch.ones(96, 128)}))
-    refused(lambda: read_text_tower(str(file)), f"{name} is (96, 128), must be (384, 128)")
-    file = damaged(open_file, tmp_path / "b", lambda state: state.update({"text_projection": torch.ones(32, 512)}))
-    refused(lambda: read_text_tower(str(file)), str(file), "for 32 channels", "has 128")
-    file = damaged(open_file, tmp_path / "c", lambda state: state.update({"positional_embedding": torch.ones(24)}))
-    refused(lambda: read_text_tower(str(file)), "positional_embedding is (24,), must be a matrix")
-    name = "text_model.final_layer_norm.weight"
-    folder = damaged(clip_folder, tmp_path / "d", lambda state: state.update({name: torch.ones(7)}))
-    refused(lambda: read_text_tower(str(folder)), f"{name} is (7,), must be (32,)")
-
-
-def test_another_vocabulary(open_file, tmp_path):
-    name = "token_embedding.weight"
-    file = damaged(open_file, tmp_path / "d", lambda state: state.update({name: torch.ones(1000, 128)}))
-    refused(lambda: read_text_tower(str(file)), str(file), "vocabulary of 1000 tokens", "49408")
+    source = clip_folder if layout == "transformers" else open_file
+    path = damaged(source, tmp_path / "d", change if value is None else lambda state: state.update({name: value}))
+    refused(lambda: read_text_tower(str(path)), str(path))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ({"width": 256}, "text_cfg.width is 256, the tensors beside it have 128"),
-        ({"layers": 3}, "text_cfg.layers is 3"),
-        ({"heads": 3}, "3 heads do not divide 128"),
-        ({"heads": "two"}, "text_cfg.heads=two"),
+        ({"width": 256}, "size mismatch"),
+        ({"layers": 3}, "Missing key"),
+        ({"heads": 3}, "heads (3)"),
+        ({"heads": "two"}, "two"),
         ({"no_causal_mask": True}, "text_cfg.no_causal_mask=True"),
         ({"pool_type": "last"}, "text_cfg.pool_type=last"),
         ({"hf_model_name": "roberta-base"}, "text_cfg.hf_model_name=roberta-base"),
         ({"tokenizer_kwargs": {"clean": "canonicalize"}}, "text_cfg.tokenizer_kwargs"),
+        ({"of_another_release": 1}, "of_another_release"),
+        (None, "text_cfg"),
+        (3, "text_cfg"),
     ],
 )
 def test_open_clip_configurations_of_other_towers(open_file, tmp_path, text, says):
     (tmp_path / OPEN_CLIP_FILE).symlink_to(open_file)
-    config = {"model_cfg": {"text_cfg": OPEN_TEXT | text}}
+    config = {"model_cfg": {"text_cfg": OPEN_TEXT | text} if isinstance(text, dict) else text}
     (tmp_path / OPEN_CLIP_CONFIG).write_text(json.dumps(config), encoding="utf-8")
     refused(lambda: read_text_tower(str(tmp_path)), str(tmp_path), says)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"model_cfg": {}}', '{"model_cfg": 3}'])
-def test_open_clip_configuration_that_is_none(open_file, tmp_path, content):
-    (tmp_path / OPEN_CLIP_FILE).symlink_to(open_file)
-    (tmp_path / OPEN_CLIP_CONFIG).write_text(content, encoding="utf-8")
-    refused(lambda: read_text_tower(str(tmp_path)), str(tmp_path / OPEN_CLIP_CONFIG), "text_cfg")
+@pytest.mark.parametrize("kind", ["bert", "no projection", "activation", "broken config", "pickle", "empty"])
+def test_folders_that_are_no_clip(clip_folder, tmp_path, kind):
+    folder = tmp_path / "m"
+    if kind == "bert":
+        save_bert(folder)
+    elif kind == "no projection":
+        CLIPTextModel(text_config()).save_pretrained(folder)
+    else:
+        damaged(clip_folder, folder, lambda state: None)
+    if kind == "activation":
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["text_config"]["hidden_act"] = "gelluu"
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    elif kind == "broken config":
+        (folder / "config.json").write_text("{", encoding="utf-8")
+    elif kind == "pickle":  # never read, even though it is there
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        refused(lambda: read_text_tower(str(folder / "pytorch_model.bin")), "pytorch_model.bin is no .safetensors file")
+    elif kind == "empty":
+        (folder / "config.json").unlink()
+    refused(lambda: read_text_tower(str(folder)), str(folder), {"activation": "gelluu"}.get(kind, ""))
 
 
-def test_other_models_of_transformers(clip_folder, tmp_path):
-    refused(lambda: read_text_tower(str(save_bert(tmp_path / "bert"))), str(tmp_path / "bert"), "is a bert model")
-    CLIPTextModel(text_config()).save_pretrained(tmp_path / "headless")
-    refused(lambda: read_text_tower(str(tmp_path / "headless")), str(tmp_path / "headless"), "lacks")
-    wrong = damaged(clip_folder, tmp_path / "d", lambda state: None)
-    config = json.loads((wrong / "config.json").read_text(encoding="utf-8"))
-    config["text_config"]["hidden_act"] = "gelluu"
-    (wrong / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    refused(lambda: read_text_tower(str(wrong)), str(wrong), "hidden_act=gelluu", "gelu")
-    (wrong / "config.json").write_text("{", encoding="utf-8")
-    refused(lambda: read_text_tower(str(wrong)), str(wrong / "config.json"))
-
-
-def test_pickled_weights(clip_folder, tmp_path):
-    state = load_file(clip_folder / "model.safetensors")
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_bytes((clip_folder / "config.json").read_bytes())
-    refused(lambda: read_text_tower(str(tmp_path)), f"{tmp_path} holds no model.safetensors", "not read")
-    refused(lambda: read_text_tower(str(tmp_path / "pytorch_model.bin")), "pytorch_model.bin is no .safetensors file")
-
-
-def test_what_is_not_there_or_broken(tmp_path):
-    for name in (str(tmp_path / "none"), "here/none.safetensors", "a/b/c", "none"):
-        refused(lambda name=name: read_text_tower(name), f"text={name} does not exist")
-    refused(
-        lambda: read_text_tower(str(tmp_path)), str(tmp_path), "neither config.json nor open_clip_model.safetensors"
-    )
+@pytest.mark.parametrize("name", ["{folder}/none", "here/none.safetensors", "a/b/c", "none", "{folder}/x.safetensors"])
+def test_files_that_are_missing_or_broken(tmp_path, name):
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
-    refused(lambda: read_text_tower(str(tmp_path / "x.safetensors")), "x.safetensors cannot be read")
-    save_file({"a": torch.ones(1)}, tmp_path / "y.safetensors")
-    refused(lambda: read_text_tower(str(tmp_path / "y.safetensors")), "y.safetensors is no CLIP of open_clip")
-    refused(lambda: make_folder(backbone_of("random"), ClipSettings(["a", "b"], "m")), "text=['a', 'b']")
-
-
-def test_output_that_is_a_file(clip_folder, image_weights, tmp_path):
-    (tmp_path / "m").write_bytes(b"")
-    refused(lambda: made(tmp_path / "m", clip_folder, image_weights), f"output={tmp_path / 'm'}")
+    name = name.format(folder=tmp_path)
+    refused(lambda: read_text_tower(name), name)

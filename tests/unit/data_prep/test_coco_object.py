@@ -1,46 +1,38 @@
 import json
-import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 import data_prep.coco_object as program
-from data_prep.coco_regions import decode_region
+from data_prep.regions import decode_region
 from tests.support import official_layouts
-from tests.support.masks import MaskProgram, assert_masks, assert_reruns, assert_same, seen_by_benchmark
-from tests.support.program import ROOT
+from tests.support.masks import MaskProgram, MaskSet, assert_masks
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "coco"
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("coco_object")
-    return folder, official_layouts.coco_object(folder)
+def data(tmp_path):
+    return MaskSet("coco_object", tmp_path / "set")
 
 
 @pytest.fixture
-def truth(folder, rendered):
-    shutil.copytree(rendered[0], folder, dirs_exist_ok=True)
-    return rendered[1]
+def coco(data, monkeypatch, capsys):
+    return MaskProgram(program.main, [f"root={data.root}"], monkeypatch, capsys)
 
 
 @pytest.fixture
-def coco(folder, truth, monkeypatch, capsys):
-    return MaskProgram(program.main, [f"root={folder}"], monkeypatch, capsys)
+def expected(data):
+    return data.expected
 
 
 @pytest.fixture
-def expected(folder, truth):
-    masks = folder / "annotations" / "val2017"
-    return {masks / f"{name}_instanceTrainIds.png": mask for name, mask in truth.items()}
+def truth(data):
+    return data.truth
+
+
+@pytest.fixture
+def folder(data):
+    return data.folder
 
 
 def change(folder, edit):
@@ -53,15 +45,6 @@ def change(folder, edit):
 
 def test_classes_are_the_official_ones_in_the_order_of_the_names():
     assert program.class_names() == list(official_layouts.THINGS.values())
-
-
-def test_masks(coco, folder, truth, expected):
-    said, _ = coco.run()
-    assert_masks(expected)
-    assert sorted((folder / "annotations" / "val2017").iterdir()) == sorted(expected)
-    assert "val2017: masks of 12 of the official 5,000 images (12 made, 0 already there)" in said
-    assert not truth["000000000139"].any()  # an image without instances
-    assert_same(seen_by_benchmark("coco_object", folder), truth)
 
 
 def test_the_fixture_holds_every_kind_of_region(folder, truth):
@@ -92,10 +75,6 @@ def test_smaller_instances_are_on_top_whatever_their_order(coco, folder, truth):
     assert_masks({folder / "annotations" / "val2017" / f"{name}_instanceTrainIds.png": mask})
 
 
-def test_reruns(coco, expected):
-    assert_reruns(coco, expected)
-
-
 def test_missing_photos_and_annotations_are_counted_and_named(coco, folder, expected):
     (folder / "images" / "val2017" / "000000000139.jpg").rename(folder / "images" / "val2017" / "000000000140.jpg")
     said, warned = coco.run()
@@ -104,12 +83,6 @@ def test_missing_photos_and_annotations_are_counted_and_named(coco, folder, expe
     done = {path: mask for path, mask in expected.items() if "000000000139" not in path.name}
     assert sorted((folder / "annotations" / "val2017").iterdir()) == sorted(done)
     assert_masks(done)
-
-
-def test_no_photo_at_all(coco, folder):
-    for path in (folder / "images" / "val2017").iterdir():
-        path.unlink()
-    assert "no mask could be made; missing: 000000000139.jpg" in coco.refuse()
 
 
 def test_no_image_listed(coco, folder):
@@ -163,18 +136,6 @@ def test_annotations_of_another_shape(coco, folder, edit, says):
 def test_arguments(tmp_path, coco, arguments, says):
     (tmp_path / "text.json").write_text('"text"', encoding="utf-8")
     assert says in coco.refuse(*(argument.format(tmp=tmp_path) for argument in arguments))
-
-
-def test_photo_of_another_size(coco, folder):
-    Image.new("RGB", (7, 5)).save(folder / "images" / "val2017" / "000000000139.jpg")
-    assert "000000000139.jpg has 5 x 7 pixels (height x width), its annotation 24 x 40" in coco.refuse()
-
-
-def test_as_a_program(folder, expected):
-    command = [sys.executable, "-m", "data_prep.coco_object", f"root={folder}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    assert_masks(expected)
 
 
 def test_slanted_polygons_hold_what_lies_inside():

@@ -5,41 +5,39 @@ from PIL import Image
 
 import data_prep.coco_stuff as program
 from simzss.concepts.bank import read_entries
-from simzss.config import CONF_DIR
+from simzss.settings.compose import CONF_DIR
 from tests.support import official_layouts
-from tests.support.masks import MaskProgram, assert_masks, assert_reruns, assert_same, seen_by_benchmark
+from tests.support.masks import MaskProgram, MaskSet, assert_masks
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "coco"
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("coco_stuff")
-    return folder, official_layouts.coco_stuff(folder)
+def data(tmp_path):
+    return MaskSet("coco_stuff", tmp_path / "set")
 
 
 @pytest.fixture
-def truth(folder, rendered):
-    shutil.copytree(rendered[0], folder, dirs_exist_ok=True)
-    return rendered[1]
+def stuff(data, monkeypatch, capsys):
+    return MaskProgram(program.main, [f"root={data.root}"], monkeypatch, capsys)
+
+
+@pytest.fixture
+def expected(data):
+    return data.expected
+
+
+@pytest.fixture
+def truth(data):
+    return data.truth
+
+
+@pytest.fixture
+def folder(data):
+    return data.folder
 
 
 @pytest.fixture
 def maps(folder, truth):
     return folder / "stuffthingmaps_trainval2017" / "val2017"
-
-
-@pytest.fixture
-def stuff(folder, truth, monkeypatch, capsys):
-    return MaskProgram(program.main, [f"root={folder}"], monkeypatch, capsys)
-
-
-@pytest.fixture
-def expected(folder, truth):
-    return {folder / "annotations" / "val2017" / f"{name}_labelTrainIds.png": mask for name, mask in truth.items()}
 
 
 def test_table_closes_up_what_coco_never_used():
@@ -52,18 +50,6 @@ def test_table_closes_up_what_coco_never_used():
              30: "handbag", 43: "bottle", 45: "wine glass", 64: "bed", 66: "dining table", 69: "toilet", 71: "tv",
              81: "refrigerator", 83: "book", 89: "toothbrush", 91: "banner", 181: "wood"}  # fmt: skip
     assert {label: names[program.TABLE[label]] for label in known} == known
-
-
-def test_masks(stuff, folder, truth, expected):
-    said, _ = stuff.run()
-    assert_masks(expected)
-    assert sorted((folder / "annotations" / "val2017").iterdir()) == sorted(expected)
-    assert "val2017: masks of 12 of the official 5,000 images (12 made, 0 already there)" in said
-    assert_same(seen_by_benchmark("coco_stuff", folder), truth)
-
-
-def test_reruns(stuff, expected):
-    assert_reruns(stuff, expected)
 
 
 def test_maps_among_the_annotations_are_left_alone(folder, maps, expected, stuff):
@@ -97,12 +83,6 @@ def test_missing_photos_and_maps_are_counted_and_named(folder, maps, stuff, expe
     assert_masks(done)
 
 
-def test_no_photo_at_all(folder, stuff):
-    for path in (folder / "images" / "val2017").iterdir():
-        path.unlink()
-    assert "no mask could be made; missing: 000000000139.jpg" in stuff.refuse()
-
-
 @pytest.mark.parametrize("label", [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90, 182, 254])
 def test_label_outside_the_table(maps, stuff, label):
     Image.new("L", (40, 24), label).save(maps / "000000000139.png")
@@ -115,11 +95,6 @@ def test_map_that_is_none(maps, stuff):
         assert says in stuff.refuse()
     (maps / "000000000139.png").write_bytes(b"")
     assert "000000000139.png cannot be read" in stuff.refuse()
-
-
-def test_photo_of_another_size(folder, stuff):
-    Image.new("RGB", (7, 5)).save(folder / "images" / "val2017" / "000000000139.jpg")
-    assert "000000000139.jpg has 5 x 7 pixels (height x width), its annotation 24 x 40" in stuff.refuse()
 
 
 @pytest.mark.parametrize(

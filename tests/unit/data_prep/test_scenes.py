@@ -2,7 +2,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from data_prep.scenes.compose import MIN_VISIBLE
 from data_prep.scenes.drawings import KINDS
 from data_prep.scenes.grounds import CLASSES, GROUNDS
 from data_prep.scenes.objects import COLOURS, MATERIALS, render_object
-from data_prep.scenes.program import ScenesConfig, generate, make_scene
+from data_prep.scenes.program import ScenesSettings, generate, make_scene
 from simzss.errors import InputError
 
 PLURALS = {f"{name}s": name for name in KINDS} | {"butterflies": "butterfly"}
@@ -30,16 +29,16 @@ def named_classes(caption: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> ScenesConfig:
+def written(tmp_path_factory: pytest.TempPathFactory) -> ScenesSettings:
     folder = tmp_path_factory.mktemp("scenes")
-    config = ScenesConfig(output=str(folder / "new" / "out"), train=14, val=4, seed=5, size=96, workers=1)
+    config = ScenesSettings(output=folder / "new" / "out", train=14, val=4, seed=5, size=96, workers=1)
     assert generate(config)
     return config
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(written, tmp_path):
-    assert generate(replace(written, output=str(tmp_path / "two"), workers=2))
-    assert contents(tmp_path / "two") == contents(Path(written.output))
+    assert generate(written.replace(output=tmp_path / "two", workers=2))
+    assert contents(tmp_path / "two") == contents(written.output)
 
 
 def test_another_seed_split_or_number_gives_another_scene():
@@ -119,7 +118,7 @@ def test_materials_and_colours_change_the_picture():
 
 
 def test_layout_of_the_folder(written):
-    folder = Path(written.output)
+    folder = written.output
     assert (folder / "classes.txt").read_text().split() == list(CLASSES)
     assert len(CLASSES) == len(set(CLASSES)) == 25
     for split, count in (("train", 14), ("val", 4)):
@@ -134,14 +133,14 @@ def test_layout_of_the_folder(written):
 
 
 def test_the_same_settings_again_write_nothing_and_others_are_refused(written, tmp_path):
-    before = contents(Path(written.output))
-    assert not generate(replace(written, workers=2))
+    before = contents(written.output)
+    assert not generate(written.replace(workers=2))
     with pytest.raises(InputError, match="other settings"):
-        generate(replace(written, seed=6))
-    assert contents(Path(written.output)) == before
+        generate(written.replace(seed=6))
+    assert contents(written.output) == before
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(InputError, match="holds no scenes"):
-        generate(replace(written, output=str(tmp_path)))
+        generate(written.replace(output=tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
 
 
@@ -151,14 +150,14 @@ def test_a_run_that_dies_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("data_prep.scenes.program._write_scene", die)
     with pytest.raises(KeyboardInterrupt):
-        generate(ScenesConfig(output=str(tmp_path / "out"), train=1, val=0, size=64, workers=1))
+        generate(ScenesSettings(output=tmp_path / "out", train=1, val=0, size=64, workers=1))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wrong", [{"train": -1}, {"train": 0, "val": 0}, {"size": 16}, {"seed": -3}])
 def test_impossible_settings_are_refused(wrong, tmp_path):
     with pytest.raises(InputError):
-        generate(replace(ScenesConfig(output=str(tmp_path / "out"), train=1, val=1), **wrong))
+        ScenesSettings(**{"output": tmp_path, "train": 1, "val": 1} | wrong)
 
 
 def test_program(tmp_path):

@@ -5,31 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from simzss.evaluation.classification import ClassificationConfig, classify, read_class_folders
+from simzss.data.settings import ClassificationSettings
+from simzss.evaluation.classification import classify, read_class_folders
 from simzss.segmentation.prompts import embed_names, templates
+from tests.support.evaluating import on_two_processes, scene
 from tests.support.models import refused, scratch_model
 
 CPU = torch.device("cpu")
-WORLD = 2
 FOLDERS = {"boat": 2, "cat": 3, "dining_table": 1, "dog": 4, "old_tree": 2, "red_car": 2, "sky": 1}
-LIMITS = (None, 1)
 BROKEN = "dog/1.png"
 LIST = "ship, boat\ncat, kitten, kitty\ntable\ndog\ntree\ncar\nsky\n"
 
 
-def scene(seed: int) -> Image.Image:
-    """Blocks of a few colours, so that no two images look alike to a network."""
-    random = np.random.default_rng(seed)
-    blocks = random.integers(0, 256, (3, 2, 3), dtype=np.uint8)
-    return Image.fromarray(blocks.repeat(20, axis=0).repeat(26, axis=1))
-
-
-def write_set(folder: Path, broken: str | None = None, **changes) -> ClassificationConfig:
+def write_set(folder: Path, broken: str | None = None, **changes) -> ClassificationSettings:
     """A few images a class, and things beside them that are none."""
     seed = 0
     for name, count in FOLDERS.items():
@@ -43,13 +34,12 @@ def write_set(folder: Path, broken: str | None = None, **changes) -> Classificat
     (folder / "readme.txt").write_text("no class")
     if broken is not None:
         (folder / broken).write_bytes(b"no image")
-    options = {"name": "tiny", "root": str(folder), "classes": None, "templates": "scene"}
-    return ClassificationConfig(**options | changes)
+    return ClassificationSettings(**{"root": str(folder), "templates": "scene"} | changes)
 
 
-def run(config: ClassificationConfig, readout: str = "sentence", **options) -> dict:
+def run(config: ClassificationSettings, text_pooling: str = "sentence", **options) -> dict:
     settings = {"batch_size": 4, "num_workers": 0} | options
-    return classify(scratch_model(), config, readout, "32-true", CPU, **settings)
+    return classify(scratch_model(), config, text_pooling, "32-true", CPU, **settings).plain()
 
 
 def image_by_hand(path: Path) -> np.ndarray:
@@ -59,11 +49,13 @@ def image_by_hand(path: Path) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def by_numpy(root: Path, groups: list[list[str]], prompts: str, readout: str, leave_out: tuple[str, ...] = ()) -> dict:
+def by_numpy(
+    root: Path, groups: list[list[str]], prompts: str, text_pooling: str, leave_out: tuple[str, ...] = ()
+) -> dict:
     """Scores by sorting each image's cosines."""
     weights = []
     for names in groups:
-        vectors = embed_names(scratch_model(), names, templates(prompts), readout).double().numpy()
+        vectors = embed_names(scratch_model(), names, templates(prompts), text_pooling).double().numpy()
         weights.append(vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0)))
     places: dict[str, list[int]] = {}
     for label, (folder, names) in enumerate(zip(sorted(FOLDERS), groups, strict=True)):
@@ -89,16 +81,19 @@ def own_names() -> list[list[str]]:
 # Scores -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("prompts", "readout"), [("scene", "sentence"), ("photo", "concept"), ("name", "both")])
-def test_against_numpy(prompts, readout, tmp_path):
+@pytest.mark.parametrize(
+    ("prompts", "text_pooling", "recorded"),
+    [("scene", "sentence", "sentence"), ("photo", "tokens", "concept"), ("name", "both", "both")],
+)
+def test_against_numpy(prompts, text_pooling, recorded, tmp_path):
     config = write_set(tmp_path / "set", templates=prompts)
-    found = run(config, readout)
-    assert_same(found, by_numpy(tmp_path / "set", own_names(), prompts, readout))
+    found = run(config, text_pooling)
+    assert_same(found, by_numpy(tmp_path / "set", own_names(), prompts, text_pooling))
     assert found["kind"] == "classification" and found["skipped"] == [] and found["images"] == 15
     assert list(found["per_class"]) == ["boat", "cat", "dining table", "dog", "old tree", "red car", "sky"]
     assert found["top1"] < found["top5"] < 100
     assert json.loads(json.dumps(found)) == found
-    protocol = {"templates": prompts, "readout": readout, "precision": "32-true", "image_size": 64, "classes": None}
+    protocol = {"templates": prompts, "readout": recorded, "precision": "32-true", "image_size": 64, "classes": None}
     assert found["protocol"].items() >= protocol.items()
 
 
@@ -116,7 +111,7 @@ def test_word_list_of_the_configuration_folder(tmp_path):
     for number in range(20):
         (tmp_path / "set" / f"{number:02d}").mkdir(parents=True)
         scene(number).save(tmp_path / "set" / f"{number:02d}" / "a.jpg")
-    found = run(ClassificationConfig("tiny", str(tmp_path / "set"), "names/voc20.txt", "name"))
+    found = run(ClassificationSettings(root=str(tmp_path / "set"), classes="names/voc20.txt", templates="name"))
     assert list(found["per_class"])[:2] == ["aeroplane", "bicycle"] and len(found["per_class"]) == 20
 
 
@@ -142,8 +137,8 @@ def test_workers_and_batches_change_nothing(tmp_path):
 
 
 def test_limit_takes_from_each_class_in_turn(tmp_path):
-    write_set(tmp_path / "set")
-    chosen = {limit: ClassificationConfig("tiny", str(tmp_path / "set"), None, "photo", limit) for limit in (3, 9, 99)}
+    config = write_set(tmp_path / "set")
+    chosen = {limit: config.replace(limit=limit) for limit in (3, 9, 99)}
     assert read_class_folders(chosen[3]).names == ("boat/0.png", "cat/0.png", "dining_table/0.png")
     assert read_class_folders(chosen[9]).names[6:] == ("sky/0.png", "boat/1.png", "cat/1.png")
     assert read_class_folders(chosen[9]).labels == (0, 1, 2, 3, 4, 5, 6, 0, 1)
@@ -152,44 +147,29 @@ def test_limit_takes_from_each_class_in_turn(tmp_path):
     assert found["images"] == 3 and found["per_class"]["sky"] is None and len(found["per_class"]) == 7
 
 
-# Two processes ----------------------------------------------------------------------------------------------------
-
-
-def worker(rank: int, address: Path, root: str, path: Path) -> None:
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=WORLD)
-    found = [run(ClassificationConfig("tiny", root, None, "photo", limit)) for limit in LIMITS]
-    Path(f"{path}.{rank}").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def test_two_processes_measure_as_one(tmp_path):
     """Fifteen images of which one process cannot read one, and one image, of which the second process gets none."""
-    root = write_set(tmp_path / "set", broken=BROKEN).root
-    arguments = (tmp_path / "rendezvous", root, tmp_path / "found")
-    mp.start_processes(worker, arguments, nprocs=WORLD, start_method="fork")
-    expected = [run(ClassificationConfig("tiny", root, None, "photo", limit)) for limit in LIMITS]
+    config = write_set(tmp_path / "set", broken=BROKEN)
+
+    def measure():
+        return [run(config.replace(limit=limit)) for limit in (None, 1)]
+
+    expected = measure()
     assert [(result["images"], len(result["skipped"])) for result in expected] == [(14, 1), (1, 0)]
-    for rank in range(WORLD):
-        assert json.loads(Path(f"{tmp_path / 'found'}.{rank}").read_text()) == expected
+    assert on_two_processes(measure, tmp_path) == [expected, expected]
 
 
 # Bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_settings_out_of_range(tmp_path):
+def test_wrong_settings(tmp_path):
     config = write_set(tmp_path / "set")
-    refused(lambda: ClassificationConfig("tiny", "set", None, "photo", limit=0), "benchmark.limit=0")
-    refused(lambda: run(config, batch_size=0), "batch_size=0")
-    refused(lambda: run(config, num_workers=-1), "num_workers=-1")
-    refused(lambda: run(config, readout="sentense"), "readout=sentense", "sentence")
-    refused(lambda: run(ClassificationConfig("tiny", config.root, None, "foto")), "templates=foto", "photo")
-
-
-def test_missing_folder(tmp_path):
-    refused(lambda: run(ClassificationConfig("tiny", "/nowhere", None, "photo")), "benchmark.root=/nowhere")
-    refused(lambda: run(ClassificationConfig("tiny", str(tmp_path), None, "photo")), str(tmp_path), "no class folder")
+    (tmp_path / "none").mkdir()
+    refused(lambda: run(config, text_pooling="sentense"), "text_pooling=sentense", "sentence")
+    refused(lambda: run(config.replace(templates="foto")), "templates=foto", "photo")
+    refused(lambda: run(config.replace(root="/nowhere")), "benchmark.root=/nowhere")
+    refused(lambda: run(config.replace(root=str(tmp_path / "none"))), str(tmp_path / "none"), "no class folder")
+    refused(lambda: run(config.replace(classes="names/nowhere.txt")), "benchmark.classes=names/nowhere.txt")
 
 
 def test_class_folder_without_an_image(tmp_path):
@@ -205,11 +185,6 @@ def test_word_list_of_another_length(text, tmp_path):
     config = write_set(tmp_path / "set", classes=str(tmp_path / "names.txt"))
     length = len(text.splitlines())
     refused(lambda: run(config), f"{tmp_path}/names.txt names {length} classes", f"{config.root} has 7 class folders")
-
-
-def test_word_list_that_is_not_there(tmp_path):
-    config = write_set(tmp_path / "set", classes="names/nowhere.txt")
-    refused(lambda: run(config), "names/nowhere.txt")
 
 
 def test_folders_of_one_name(tmp_path):

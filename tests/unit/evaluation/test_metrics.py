@@ -3,7 +3,16 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from simzss.evaluation.metrics import ConfusionMatrix, scores, seen_scores
+from simzss.evaluation.metrics import (
+    ConfusionMatrix,
+    Scores,
+    SeenScores,
+    class_counts,
+    largest_confusions,
+    mious,
+    scores,
+    seen_scores,
+)
 
 K = 6
 NAMES = tuple(f"class {i}" for i in range(K))
@@ -17,7 +26,7 @@ def labels(seed: int, shape=(3, 20, 17), classes=range(K), ignore: float = 0.2) 
     return prediction, np.where(rng.random(shape) < ignore, 255, target)
 
 
-def by_hand(prediction: np.ndarray, target: np.ndarray) -> dict:
+def by_hand(prediction: np.ndarray, target: np.ndarray) -> Scores:
     """IoU as intersection over union of pixel sets, class by class."""
     valid = target != 255
     ious = []
@@ -26,11 +35,8 @@ def by_hand(prediction: np.ndarray, target: np.ndarray) -> dict:
         intersection = valid & (prediction == k) & (target == k)
         ious.append(100 * intersection.sum() / union.sum() if union.any() else None)
     present = [iou for iou in ious if iou is not None]
-    return {
-        "mIoU": sum(present) / len(present),
-        "aAcc": 100 * (prediction == target)[valid].mean(),
-        "per_class": dict(zip(NAMES, ious, strict=True)),
-    }
+    accuracy = 100 * (prediction == target)[valid].mean()
+    return Scores(sum(present) / len(present), accuracy, dict(zip(NAMES, ious, strict=True)))
 
 
 def measured(*pairs: tuple[np.ndarray, np.ndarray]) -> ConfusionMatrix:
@@ -40,9 +46,10 @@ def measured(*pairs: tuple[np.ndarray, np.ndarray]) -> ConfusionMatrix:
     return metric
 
 
-def approximately(found: dict, expected: dict) -> bool:
-    same = {key: found[key] == pytest.approx(expected[key], rel=1e-12) for key in ("mIoU", "aAcc")}
-    return all(same.values()) and found["per_class"] == pytest.approx(expected["per_class"], rel=1e-12)
+def approximately(found: Scores, expected: Scores) -> bool:
+    return found.per_class == pytest.approx(expected.per_class, rel=1e-12) and (found.miou, found.aacc) == (
+        pytest.approx((expected.miou, expected.aacc), rel=1e-12)
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -56,7 +63,7 @@ def test_miou_against_torchmetrics(seed):
     prediction, target = labels(seed, classes=range(K) if seed < 3 else (0, 2, 3))
     reference = MulticlassJaccardIndex(K, average="macro", ignore_index=255)
     reference.update(torch.from_numpy(prediction), torch.from_numpy(target))
-    found = scores(measured((prediction, target)).compute()[0], NAMES)["mIoU"]
+    found = scores(measured((prediction, target)).compute()[0], NAMES).miou
     assert found == pytest.approx(100 * float(reference.compute()), rel=1e-5)
 
 
@@ -78,26 +85,26 @@ def test_images_add_up_in_any_order_and_none_counts_more_than_its_pixels():
 def test_absent_class_has_no_iou_and_no_part_in_the_mean():
     prediction, target = labels(3, classes=(0, 2, 4))
     found = scores(measured((prediction, target)).compute()[0], NAMES)
-    assert [found["per_class"][NAMES[k]] is None for k in range(K)] == [False, True, False, True, False, True]
-    present = [value for value in found["per_class"].values() if value is not None]
-    assert found["mIoU"] == pytest.approx(sum(present) / 3)
+    assert [found.per_class[NAMES[k]] is None for k in range(K)] == [False, True, False, True, False, True]
+    present = [value for value in found.per_class.values() if value is not None]
+    assert found.miou == pytest.approx(sum(present) / 3)
 
 
 def test_class_that_is_only_predicted_or_only_there_counts_as_zero():
     found = scores(measured((np.array([0, 0, 1]), np.array([0, 2, 0]))).compute()[0], NAMES)
-    assert found["per_class"] == {NAMES[0]: pytest.approx(100 / 3), NAMES[1]: 0, NAMES[2]: 0} | dict.fromkeys(NAMES[3:])
-    assert found["mIoU"] == pytest.approx(100 / 9)
+    assert found.per_class == {NAMES[0]: pytest.approx(100 / 3), NAMES[1]: 0, NAMES[2]: 0} | dict.fromkeys(NAMES[3:])
+    assert found.miou == pytest.approx(100 / 9)
 
 
 def test_class_predicted_only_where_pixels_do_not_count_is_absent():
     found = scores(measured((np.array([0, 5]), np.array([0, 255]))).compute()[0], NAMES)
-    assert found["per_class"][NAMES[5]] is None
-    assert found["mIoU"] == found["aAcc"] == 100
+    assert found.per_class[NAMES[5]] is None
+    assert found.miou == found.aacc == 100
 
 
 def test_nothing_counted():
     metric = measured((np.array([0, 5]), np.array([255, 255])))
-    assert scores(metric.compute()[0], NAMES) == {"mIoU": None, "aAcc": None, "per_class": dict.fromkeys(NAMES)}
+    assert scores(metric.compute()[0], NAMES) == Scores(None, None, dict.fromkeys(NAMES))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_other_ignored_label_and_small_integer_types():
 def test_counts_are_exact_where_floats_are_not():
     matrix = torch.zeros(K, K, dtype=torch.int64)
     matrix[0, 0], matrix[0, 1] = 2**24, 1  # the next float32 after 2**24 is 2**24 + 2
-    assert scores(matrix, NAMES)["aAcc"] == pytest.approx(100 * 2**24 / (2**24 + 1), rel=1e-15)
+    assert scores(matrix, NAMES).aacc == pytest.approx(100 * 2**24 / (2**24 + 1), rel=1e-15)
     metric = ConfusionMatrix(K)
     metric.matrix += matrix
     metric.update(torch.tensor([0]), torch.tensor([0]))
@@ -181,6 +188,42 @@ def test_counts_of_each_image():
 )
 def test_seen_and_unseen_classes_apart(per_class, seen, expected):
     found = seen_scores(per_class, seen)
-    assert list(found) == ["seen", "unseen", "harmonic"]
-    for value, wanted in zip(found.values(), expected, strict=True):
-        assert value == (None if wanted is None else pytest.approx(wanted, rel=1e-12))
+    assert vars(found) == pytest.approx(vars(SeenScores(*expected)))
+
+
+# Counts and confusions --------------------------------------------------------------------------------------------
+
+
+def test_miou_of_counts():
+    # dog: 3 of 5 + 4 - 3; cat: predicted, never true; the third class has no pixel at all.
+    sums = torch.tensor([[3, 4, 5], [0, 1, 0], [0, 0, 0]])
+    found = mious(torch.stack([sums, 0 * sums, 2 * sums]))
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx([25, float("nan"), 25], nan_ok=True)
+    assert class_counts(torch.tensor([[1, 2], [3, 4]])).tolist() == [[1, 4, 3], [4, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "count", "expected"),
+    [
+        (
+            [[70, 20, 10], [5, 95, 0], [0, 30, 2]],
+            3,
+            ["<b> taken for chair: 93.8 %", "sofa taken for chair: 20.0 %", "sofa taken for <b>: 10.0 %"],
+        ),
+        ([[70, 20, 10], [5, 95, 0], [0, 30, 2]], 99, ["<b>", "sofa", "sofa", "chair"]),  # empty cells are no confusion
+        (
+            [[7, 7, 7]] * 3,
+            4,
+            ["sofa taken for chair", "sofa taken for <b>", "chair taken for sofa", "chair taken for <b>"],
+        ),
+        ([[10_000_000, 1, 0], [0, 3, 0], [0, 0, 0]], 5, ["sofa taken for chair: < 0.1 % of sofa's pixels"]),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], 5, []),
+        ([[70, 20, 10], [5, 95, 0], [0, 30, 2]], 0, []),
+    ],
+)
+def test_largest_confusions(matrix, count, expected):
+    given = torch.tensor(matrix)
+    found = largest_confusions(given, ("sofa", "chair", "<b>"), count)
+    assert len(found) == len(expected) and all(map(str.startswith, found, expected)), found
+    assert given.tolist() == matrix  # left as it was

@@ -5,30 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 import simzss.evaluation.vectors as vectors_module
-from simzss.evaluation.retrieval import RECALLS, RetrievalConfig, read_captioned_images, recalls, retrieve
+from simzss.data.settings import RetrievalSettings
+from simzss.evaluation.retrieval import RECALLS, read_captioned_images, recalls, retrieve
 from simzss.evaluation.vectors import image_vectors, ranks
 from simzss.models.simzss import SimZSS
+from tests.support.evaluating import on_two_processes, scene
 from tests.support.files import write_coco_json
 from tests.support.models import encode_alone, make_backbone, make_scratch, refused, scratch_model, shaken
 
 CPU = torch.device("cpu")
-WORLD = 2
-LIMITS = (None, 1)
 WORDS = ("cat", "dog", "tree", "car", "boat", "sky", "red", "green", "two", "old")
 BROKEN = "03.png"
-
-
-def scene(seed: int) -> Image.Image:
-    """Blocks of a few colours, so that no two images look alike to a network."""
-    random = np.random.default_rng(seed)
-    blocks = random.integers(0, 256, (3, 2, 3), dtype=np.uint8)
-    return Image.fromarray(blocks.repeat(20, axis=0).repeat(26, axis=1))
 
 
 def sentences(seed: int, count: int) -> list[str]:
@@ -36,7 +27,7 @@ def sentences(seed: int, count: int) -> list[str]:
     return [" ".join(random.choice(WORDS, 4)) for _ in range(count)]
 
 
-def write_set(folder: Path, count: int = 13, broken: str | None = None) -> RetrievalConfig:
+def write_set(folder: Path, count: int = 13, broken: str | None = None) -> RetrievalSettings:
     """Images with one to four captions each; the last image shares one with the first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "images").mkdir()
@@ -46,12 +37,13 @@ def write_set(folder: Path, count: int = 13, broken: str | None = None) -> Retri
     captions[f"{count - 1:02d}.png"].append(captions["00.png"][0])
     if broken is not None:
         (folder / "images" / broken).write_bytes(b"no image")
-    return RetrievalConfig("tiny", str(folder / "images"), str(write_coco_json(folder / "captions.json", captions)))
+    path = write_coco_json(folder / "captions.json", captions)
+    return RetrievalSettings(name="tiny", root=str(folder / "images"), captions=str(path))
 
 
-def run(config: RetrievalConfig, model: SimZSS | None = None, **options) -> dict:
+def run(config: RetrievalSettings, model: SimZSS | None = None, **options) -> dict:
     settings = {"batch_size": 4, "num_workers": 0} | options
-    return retrieve(model or scratch_model(), config, "32-true", CPU, **settings)
+    return retrieve(model or scratch_model(), config, "32-true", CPU, **settings).plain()
 
 
 def first_own(similarity: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -76,7 +68,7 @@ def text_by_hand(model: SimZSS, text: str) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def by_numpy(config: RetrievalConfig, model: SimZSS, leave_out: tuple[str, ...] = ()) -> dict:
+def by_numpy(config: RetrievalSettings, model: SimZSS, leave_out: tuple[str, ...] = ()) -> dict:
     """Both recalls, each image and each distinct caption encoded alone."""
     content = json.loads(Path(config.captions).read_text())
     records = [image for image in content["images"] if image["file_name"] not in leave_out]
@@ -127,24 +119,26 @@ def test_equal_vectors_tie_whatever_code_multiplies_them(count, rows):
     assert found.tolist() == [count] * rows
 
 
-def test_equal_entries_of_its_own_do_not_count_against_a_query():
-    gallery = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
-    assert ranks(torch.tensor([[1.0, 0.0]]), torch.tensor([7]), gallery, torch.tensor([7, 7, 7, 1])).tolist() == [1]
-    assert ranks(torch.tensor([[1.0, 0.0]]), torch.tensor([7]), gallery, torch.tensor([7, 7, 1, 1])).tolist() == [2]
+UP, NOTHING = [0.0, 1.0, 0.0], [float("nan")] * 3
+SAME = [[1.0, 0.0, 0.0]] * 3 + [UP]
+EYE = torch.eye(3).tolist()
 
 
-def test_vectors_that_are_no_numbers_come_last():
-    gallery = torch.eye(3)
-    nothing = torch.full((1, 3), torch.nan)
-    owner, owners = torch.tensor([1]), torch.arange(3)
-    assert ranks(nothing, owner, gallery, owners).tolist() == [3]
-    assert ranks(torch.eye(3)[1:2], owner, torch.cat([gallery[:1], nothing, gallery[2:]]), owners).tolist() == [3]
-    assert ranks(torch.eye(3)[1:2], owner, gallery, owners).tolist() == [1]
-
-
-def test_query_without_an_entry_and_no_query():
-    assert ranks(torch.eye(2)[:1], torch.tensor([5]), torch.eye(2), torch.arange(2)).tolist() == [3]
-    assert ranks(torch.empty(0, 2), torch.empty(0, dtype=torch.long), torch.eye(2), torch.arange(2)).tolist() == []
+@pytest.mark.parametrize(
+    ("query", "owner", "gallery", "owners", "rank"),
+    [
+        (SAME[0], 7, SAME, [7, 7, 7, 1], 1),  # equal entries of its own do not count against it
+        (SAME[0], 7, SAME, [7, 7, 1, 1], 2),
+        (UP, 1, EYE, [0, 1, 2], 1),
+        (NOTHING, 1, EYE, [0, 1, 2], 3),  # vectors that are no numbers come last
+        (UP, 1, [EYE[0], NOTHING, EYE[2]], [0, 1, 2], 3),
+        (UP, 5, EYE, [0, 1, 2], 4),  # a query without an entry
+    ],
+)
+def test_rank_of_one_query(query, owner, gallery, owners, rank):
+    arguments = (torch.tensor([query]), torch.tensor([owner]), torch.tensor(gallery), torch.tensor(owners))
+    assert ranks(*arguments).tolist() == [rank]
+    assert ranks(torch.empty(0, 3), torch.empty(0, dtype=torch.long), *arguments[2:]).tolist() == []
 
 
 def test_recalls():
@@ -198,16 +192,11 @@ def test_limit_takes_the_first_images(tmp_path):
     captions["annotations"] = [entry for entry in captions["annotations"] if entry["image_id"] < 105]
     few = tmp_path / "few" / "captions.json"
     few.write_text(json.dumps(captions))
-    found = run(RetrievalConfig("tiny", config.root, config.captions, limit=5))
-    expected = run(RetrievalConfig("tiny", config.root, str(few)))
+    expected = run(config.replace(captions=str(few)))
+    (Path(config.root) / "12.png").unlink()  # a file beyond the limit
+    found = run(config.replace(limit=5))
     assert found["images"] == 5
     assert found | {"protocol": None} == expected | {"protocol": None}
-
-
-def test_missing_files_beyond_the_limit_do_not_matter(tmp_path):
-    config = write_set(tmp_path)
-    (Path(config.root) / "12.png").unlink()
-    assert run(RetrievalConfig("tiny", config.root, config.captions, limit=12))["images"] == 12
 
 
 def test_unreadable_images_leave_with_their_captions(tmp_path, caplog):
@@ -241,48 +230,29 @@ def test_backbone_is_rounded_for_bf16(tmp_path):
     model = SimZSS(make_backbone(), make_scratch())
     found = retrieve(model, config, "bf16-mixed", CPU, batch_size=4, num_workers=0)
     assert next(model.backbone.model.parameters()).dtype == torch.bfloat16
-    assert found["protocol"]["precision"] == "bf16-mixed" and found["images"] == 13
-
-
-# Two processes ----------------------------------------------------------------------------------------------------
-
-
-def worker(rank: int, address: Path, config: RetrievalConfig, path: Path) -> None:
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=WORLD)
-    found = [run(RetrievalConfig(config.name, config.root, config.captions, limit)) for limit in LIMITS]
-    Path(f"{path}.{rank}").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    assert found.protocol["precision"] == "bf16-mixed" and found.images == 13
+    refused(lambda: retrieve(model, config, "half", CPU), "precision=half")
 
 
 def test_two_processes_measure_as_one(tmp_path):
     """Thirteen images of which the second process cannot read one, and one image, of which it gets none."""
     config = write_set(tmp_path, broken=BROKEN)
-    arguments = (tmp_path / "rendezvous", config, tmp_path / "found")
-    mp.start_processes(worker, arguments, nprocs=WORLD, start_method="fork")
-    expected = [run(RetrievalConfig(config.name, config.root, config.captions, limit)) for limit in LIMITS]
+
+    def measure():
+        return [run(config.replace(limit=limit)) for limit in (None, 1)]
+
+    expected = measure()
     assert [len(result["skipped"]) for result in expected] == [1, 0]
-    for rank in range(WORLD):
-        assert json.loads(Path(f"{tmp_path / 'found'}.{rank}").read_text()) == expected
+    assert on_two_processes(measure, tmp_path) == [expected, expected]
 
 
 # Bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_settings_out_of_range(tmp_path):
-    config = write_set(tmp_path)
-    refused(lambda: RetrievalConfig("tiny", "images", "captions.json", limit=0), "benchmark.limit=0")
-    refused(lambda: run(config, batch_size=0), "batch_size=0")
-    refused(lambda: run(config, num_workers=-1), "num_workers=-1")
-    refused(lambda: retrieve(scratch_model(), config, "half", CPU), "precision=half")
-
-
 def test_missing_folder_and_file(tmp_path):
     config = write_set(tmp_path)
-    refused(lambda: run(RetrievalConfig("tiny", "/nowhere", config.captions)), "benchmark.root=/nowhere")
-    refused(lambda: run(RetrievalConfig("tiny", config.root, "/nowhere.json")), "benchmark.captions=/nowhere.json")
-    refused(lambda: run(RetrievalConfig("tiny", config.root, config.root)), f"benchmark.captions={config.root}")
+    for key, value in (("root", "/nowhere"), ("captions", "/nowhere.json"), ("captions", config.root)):
+        refused(lambda key=key, value=value: run(config.replace(**{key: value})), f"benchmark.{key}={value}")
 
 
 @pytest.mark.parametrize(
@@ -305,26 +275,19 @@ def test_missing_folder_and_file(tmp_path):
 )
 def test_json_of_another_shape(text, says, tmp_path):
     (tmp_path / "captions.json").write_text(text)
-    config = RetrievalConfig("tiny", str(tmp_path), str(tmp_path / "captions.json"))
+    config = RetrievalSettings(root=str(tmp_path), captions=str(tmp_path / "captions.json"))
     refused(lambda: run(config), f"benchmark.captions={config.captions}", says)
 
 
-def test_caption_without_an_image(tmp_path):
+def test_captions_and_images_that_do_not_fit(tmp_path):
     config = write_set(tmp_path)
     content = json.loads(Path(config.captions).read_text())
-    content["annotations"].append({"image_id": 999, "caption": "a dog"})
-    Path(config.captions).write_text(json.dumps(content))
+    stray = {"image_id": 999, "caption": "a dog"}
+    Path(config.captions).write_text(json.dumps(content | {"annotations": [*content["annotations"], stray]}))
     refused(lambda: run(config), config.captions, "image_id 999", "1 such captions")
-
-
-def test_image_without_a_file(tmp_path):
-    config = write_set(tmp_path)
-    (Path(config.root) / "04.png").unlink()
-    refused(lambda: run(config), f"{config.root}/04.png does not exist", "1 of 13")
-
-
-def test_no_readable_image(tmp_path):
-    config = write_set(tmp_path)
+    Path(config.captions).write_text(json.dumps(content))
     for path in Path(config.root).iterdir():
         path.write_bytes(b"")
     refused(lambda: run(config), "none of the 13 images", "00.png", "the file is empty")
+    (Path(config.root) / "04.png").unlink()
+    refused(lambda: run(config), f"{config.root}/04.png does not exist", "1 of 13")

@@ -1,8 +1,5 @@
 import json
 import logging
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +7,22 @@ import torch
 from safetensors.torch import load_file
 
 from simzss.atomic import partial_path
-from simzss.data.shards import Skipped, decode_image, read_shards, write_shard
-from simzss.data.transforms import WholeImage
-from simzss.errors import InputError
-from simzss.features import build, writer
-from simzss.features.folder import CacheFolder
+from simzss.data.images import decode_image
+from simzss.data.shards import Skipped, read_shards, write_shard
+from simzss.features import writer
+from simzss.features.folder import FeatureFolder
 from simzss.features.quantise import bytes_per_image
 from simzss.features.views import Views
-from tests.support.caching import FILE_MB, SIZES, jpeg_sample, jpeg_shards, make_cache
+from tests.support.caching import (
+    FILE_MB,
+    SIZES,
+    copied,
+    file_size_limit,
+    jpeg_sample,
+    jpeg_shards,
+    make_cache,
+    stored_tensors,
+)
 from tests.support.files import PIPELINE, contents
 from tests.support.models import make_backbone, refused
 
@@ -35,56 +40,35 @@ def whole(shards, tmp_path_factory):
     return output
 
 
-def copied(folder: Path, target: Path) -> Path:
-    for name, data in contents(folder).items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(data)
-    return target
-
-
 def index(folder):
     return json.loads((folder / "index.json").read_text())
 
 
-def rows(folder):
-    """(key, tensors) of every image, by the library alone."""
-    for file in index(folder)["files"]:
-        tensors = load_file(folder / file["name"])
-        texts = json.loads(tensors.pop("texts").numpy().tobytes())
-        for row, (key, _) in enumerate(texts["images"]):
-            yield key, {name: tensor[row] for name, tensor in tensors.items()}
-
-
-def test_features_are_those_of_the_photos(shards, tmp_path):
+@pytest.mark.parametrize(
+    ("storage", "tolerance", "options"),
+    [
+        ("float32", {"rtol": 1e-4, "atol": 1e-5}, {"file_mb": 10.0}),
+        ("bfloat16", {"rtol": 1e-2, "atol": 1e-3}, {"views": 3, "min_crop": 0.4, "seed": 5}),
+        ("int8", {"rtol": 1e-2, "atol": 1e-3}, {"views": 3, "min_crop": 0.4, "seed": 5}),
+    ],
+)
+def test_features_are_those_of_the_photos(shards, tmp_path, storage, tolerance, options):
     backbone = make_backbone()
-    make_cache(shards, tmp_path / "c", storage="float32", file_mb=10.0)
+    make_cache(shards, tmp_path / "c", storage=storage, **options)
+    views = Views(64, options.get("views", 1), options.get("min_crop", 0.9), options.get("seed", 0))
     samples = {sample.key: sample for sample in read_shards(shards)}
-    found = dict(rows(tmp_path / "c"))
+    found = stored_tensors(tmp_path / "c")
     assert found.keys() == samples.keys() and len(found) == sum(SIZES)
     for key, sample in samples.items():
-        photo = WholeImage(64)(decode_image(sample.image, 64))
-        expected = backbone(photo[None])
-        torch.testing.assert_close(found[key]["cls"], expected.cls, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found[key]["patches"], expected.patches, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
-def test_views_and_storages(shards, tmp_path, storage):
-    backbone = make_backbone()
-    make_cache(shards, tmp_path / "c", storage=storage, views=3, min_crop=0.4, seed=5)
-    views = Views(64, 3, 0.4, 5)
-    samples = {sample.key: sample for sample in read_shards(shards)}
-    for key, tensors in rows(tmp_path / "c"):
-        sample = samples[key]
-        pictures = views.make(decode_image(sample.image, views.least), Path(sample.shard).name, key)
+        pictures = views.make(decode_image(sample.image, views.min_side), Path(sample.shard).name, key)
         expected = backbone(pictures)
-        torch.testing.assert_close(tensors["cls"].float(), expected.cls, rtol=1e-2, atol=1e-3)
-        if storage == "bfloat16":
-            torch.testing.assert_close(tensors["patches"].float(), expected.patches, rtol=1e-2, atol=1e-3)
-        else:
-            found = tensors["patches"].double() * tensors["scale"].double()[..., None]
+        torch.testing.assert_close(found[key]["cls"].float(), expected.cls, **tolerance)
+        if storage == "int8":
+            patches = found[key]["patches"].double() * found[key]["scale"].double()[..., None]
             step = expected.patches.double().abs().amax(dim=-1, keepdim=True) / 127
-            assert ((found - expected.patches.double()).abs() <= step * 0.51 + 1e-5).all()
+            assert ((patches - expected.patches.double()).abs() <= step * 0.51 + 1e-5).all()
+        else:
+            torch.testing.assert_close(found[key]["patches"].float(), expected.patches, **tolerance)
 
 
 def test_index_and_texts(whole, shards):
@@ -121,22 +105,19 @@ def test_workers_change_no_byte(shards, whole, tmp_path, num_workers):
     assert contents(tmp_path / "c") == contents(whole)
 
 
-def test_again_touches_nothing(shards, whole, tmp_path, caplog):
-    target = copied(whole, tmp_path / "c")
-    times = {path: path.stat().st_mtime_ns for path in target.glob("*.safetensors")}
+def test_again_touches_nothing(shards, tmp_path, caplog):
+    target = tmp_path / "c"
     with caplog.at_level(logging.INFO):
-        summary = make_cache(shards, target)
-    assert {path: path.stat().st_mtime_ns for path in target.glob("*.safetensors")} == times
-    assert contents(target) == contents(whole)
-    assert summary.images == 18 and "3 of 3 shards are finished already" in caplog.text
-
-
-def test_log(shards, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        make_cache(shards, tmp_path / "c")
+        make_cache(shards, target)
     assert "features of 18 images with tiny (32-true, bfloat16, 4 x 4 patches, views: 1)" in caplog.text
-    assert "18 of 18 images, " in caplog.text and " images/s" in caplog.text
     assert "features of 18 images, 0.0 MB, in " in caplog.text.splitlines()[-1]
+    times = {path: path.stat().st_mtime_ns for path in target.glob("*.safetensors")}
+    before = contents(target)
+    with caplog.at_level(logging.INFO):
+        assert make_cache(shards, target).images == 18
+    assert "3 of 3 shards are finished already" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in target.glob("*.safetensors")} == times
+    assert contents(target) == before
 
 
 class PowerCutError(Exception):
@@ -168,24 +149,24 @@ def test_broken_off_after_any_file_it_goes_on(shards, whole, tmp_path, monkeypat
     assert {name: (tmp_path / "c" / name).stat().st_mtime_ns for name in written} == before
 
 
-@pytest.mark.parametrize("lost", ["index", "stamp", "record", "file", "records", "half a record", "stray file"])
+@pytest.mark.parametrize("lost", ["index", "marker", "record", "file", "records", "half a record", "stray file"])
 def test_what_is_missing_is_made_again(shards, whole, tmp_path, lost):
     target = copied(whole, tmp_path / "c")
-    folder = CacheFolder(target)
+    folder = FeatureFolder(target)
     paths = {
         "index": [folder.index],
-        "stamp": [folder.stamp(0)],
-        "record": [folder.part(0, 1)],
-        "file": [folder.features(0, 1)],
-        "records": [folder.part(0, part) for part in range(3)],
+        "marker": [folder.record(0)],
+        "record": [folder.chunk_record(0, 1)],
+        "file": [folder.result(0, 1)],
+        "records": [folder.chunk_record(0, chunk) for chunk in range(3)],
     }
     for path in paths.get(lost, []):
         path.unlink()
     if lost == "half a record":
-        folder.part(0, 1).write_text('{"part": 1')
+        folder.chunk_record(0, 1).write_text('{"part": 1')
     if lost == "stray file":
-        folder.stamp(0).unlink()
-        folder.features(0, 7).write_bytes(b"of a run with another file_mb")
+        folder.record(0).unlink()
+        folder.result(0, 7).write_bytes(b"of a run with another file_mb")
     make_cache(shards, target)
     assert contents(target) == contents(whole)
 
@@ -198,19 +179,19 @@ def test_corrupted_file_is_named_and_alone_made_again(shards, whole, tmp_path, c
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     make_cache(shards, target)
-    (said,) = [record.getMessage() for record in caplog.records if "corrupted" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "is corrupted" in record.getMessage()]
     assert str(path) in said and "is made again" in said and "\n" not in said
     assert contents(target) == contents(whole)
     assert {p: p.stat().st_mtime_ns for p in others} == others
 
 
 def test_another_file_size_goes_on(shards, whole, tmp_path):
-    """Finished shards keep their files; no part of an unfinished one is of another size."""
+    """Finished shards keep their files; no chunk of an unfinished one is of another size."""
     target = copied(whole, tmp_path / "c")
-    CacheFolder(target).stamp(0).unlink()
+    FeatureFolder(target).record(0).unlink()
     make_cache(shards, target, file_mb=0.02)
     assert [file["images"] for file in index(target)["files"]] == [9, 1, 3, 4, 1]
-    assert [key for key, _ in rows(target)] == [f"{i:09d}" for i in range(18)]
+    assert list(stored_tensors(target)) == [f"{i:09d}" for i in range(18)]
 
 
 @pytest.mark.parametrize(
@@ -225,18 +206,8 @@ def test_another_file_size_goes_on(shards, whole, tmp_path):
 )
 def test_features_of_another_kind_are_not_mixed(shards, whole, tmp_path, change, says):
     target = copied(whole, tmp_path / "c")
-    options = dict(change)
-    if "backbone" in options:
-        options["backbone"] = make_backbone(**options["backbone"])
+    options = {key: make_backbone(**value) if key == "backbone" else value for key, value in change.items()}
     refused(lambda: make_cache(shards, target, **options), f"output={target}", says)
-    assert contents(target) == contents(whole)
-
-
-def test_other_weights_are_named(shards, whole, tmp_path):
-    target = copied(whole, tmp_path / "c")
-    backbone = make_backbone()
-    backbone.fingerprint = "0123"
-    refused(lambda: make_cache(shards, target, backbone), "backbone.weights was", "and is 0123")
     assert contents(target) == contents(whole)
 
 
@@ -271,11 +242,11 @@ def test_what_cannot_be_read_is_counted(tmp_path, caplog):
         assert list(summary.skipped[:6]) == expected
         assert len(summary.skipped) == 7 and summary.skipped[6].key == "shard-000002.tar"
         assert summary.skipped[6].reason.startswith("unreadable tar: ")
-        assert [key for key, _ in rows(tmp_path / "c")] == [f"{i:09d}" for i in (4, 5, 7, 8, 9, 10, 11, 13, 14, 15)]
+        assert list(stored_tensors(tmp_path / "c")) == [f"{i:09d}" for i in (4, 5, 7, 8, 9, 10, 11, 13, 14, 15)]
         assert list(summary.skipped) == [
             Skipped(entry["key"], entry["reason"], entry["shard"]) for entry in index(tmp_path / "c")["skipped"]
         ]
-        # The first four records of the first shard hold no image: a part without a file.
+        # The first four records of the first shard hold no image: a chunk without a file.
         assert [file["name"][9:19] for file in index(tmp_path / "c")["files"]][:2] == ["000000-001", "000000-002"]
     assert "skipped 7 samples (6 x unreadable image, 1 x unreadable tar)" in caplog.text
 
@@ -302,15 +273,11 @@ def test_no_readable_image(tmp_path):
 
 
 def test_full_disk(shards, whole, tmp_path):
-    """Files of three images fit, larger ones do not: the limit is the system's own."""
+    """Files of three images fit, larger ones do not."""
     sizes = [file["bytes"] for file in index(whole)["files"]]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[3] + 1, limits[1]))
-    try:
+    with file_size_limit(sizes[3] + 1):
         message = refused(lambda: make_cache([shards[1], shards[0]], tmp_path / "c"), "features-000001-00")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "cannot be written: File too large" in message and "goes on" in message
+    assert "File too large" in message and "goes on" in message
     assert [path.name for path in sorted((tmp_path / "c").glob("[!.]*"))] == ["features-000000-000.safetensors"]
     assert not [name for name in contents(tmp_path / "c") if "partial" in name]
     make_cache([shards[1], shards[0]], tmp_path / "c")
@@ -319,61 +286,6 @@ def test_full_disk(shards, whole, tmp_path):
 
 
 def test_full_disk_from_the_start_leaves_nothing(shards, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    try:
-        refused(lambda: make_cache(shards, tmp_path / "c"), "cannot be written")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(2000):
+        refused(lambda: make_cache(shards, tmp_path / "c"), "File too large")
     assert not (tmp_path / "c").exists()
-
-
-def test_places_that_are_no_cache(shards, tmp_path):
-    (tmp_path / "file").write_text("x")
-    refused(lambda: make_cache(shards, tmp_path / "file"), "file", "is no folder")
-    refused(lambda: make_cache(shards, tmp_path / "file" / "below"), "below")
-    refused(lambda: make_cache(shards, tmp_path), str(tmp_path), "not of this program")
-    assert contents(tmp_path) == {"file": b"x"}
-
-
-def test_facts_that_are_lost(shards, whole, tmp_path):
-    target = copied(whole, tmp_path / "c")
-    (target / ".tasks" / "facts.json").write_text("{")
-    refused(lambda: make_cache(shards, target), "facts.json", "remove the folder")
-    assert len(contents(target)) == len(contents(whole))
-
-
-HOLD = """
-import fcntl, sys
-lock = open(sys.argv[1], "r+")
-fcntl.lockf(lock, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_one_run_at_a_time(shards, whole, tmp_path):
-    target = copied(whole, tmp_path / "c")
-    command = [sys.executable, "-c", HOLD, target / ".tasks" / "lock"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        refused(lambda: make_cache(shards, target), f"output={target} is being written by another run")
-        other.stdin.close()
-    make_cache(shards, target)
-    assert contents(target) == contents(whole)
-
-
-def test_a_process_stops_when_another_has_failed(shards, tmp_path, monkeypatch):
-    """Else the one that failed waits for it longer than a collective does."""
-    folder = CacheFolder(tmp_path / "c")
-    with pytest.raises(InputError, match="own reason"), monkeypatch.context() as patch:
-        patch.setattr(build, "world_size", lambda: 2)
-        with build._stopping_others(folder):
-            folder.tasks.mkdir(parents=True)
-            raise InputError("own reason")
-    assert folder.stop.exists()
-    monkeypatch.setattr(writer, "world_size", lambda: 2)
-    made = writer.PartWriter(folder, None, 4, [])
-    made._open = writer._OpenPart(0, 0, 4)
-    with pytest.raises(InputError, match="another process has failed"):
-        made._close()

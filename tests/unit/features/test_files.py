@@ -1,6 +1,5 @@
 import hashlib
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from simzss.data.shards import Skipped
-from simzss.features.files import ImageTexts, is_intact, open_features, write_features
+from simzss.features.files import ImageTexts, find_damage, open_features, write_features
+from tests.support.caching import file_size_limit
 from tests.support.files import caption, contents
 from tests.support.models import refused
 
@@ -54,6 +54,13 @@ def test_it_is_a_safetensors_file_as_the_library_writes_them(tmp_path):
         assert file.metadata() == METADATA
 
 
+def test_the_bytes_are_those_of_before(tmp_path):
+    """Checksums in the indexes of old caches hold for what is made again."""
+    content = {"cls": torch.arange(10.0).view(2, 1, 5).bfloat16(), "patches": torch.arange(30).view(2, 1, 3, 5).char()}
+    record = write_features(tmp_path / "x", content, TEXTS, SKIPPED, METADATA)
+    assert record.sha256 == "96097b3aeebed55bac87ee9584909ff2c9b24e11861bb0193416d8feaf75e375"
+
+
 def test_no_images_and_slices(tmp_path):
     """Rows of a larger block, as `build` writes them."""
     block = {name: torch.cat([tensor, tensor]) for name, tensor in tensors().items()}
@@ -80,16 +87,10 @@ def test_tensors_are_mapped(tmp_path):
 
 
 def test_full_disk_leaves_nothing(tmp_path):
-    """The system itself refuses: a limit on the size of files, as a full disk would."""
     write(tmp_path / "before")
     before = contents(tmp_path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            write(tmp_path / "x")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(300), pytest.raises(OSError, match="too large"):
+        write(tmp_path / "x")
     assert contents(tmp_path) == before
 
 
@@ -109,15 +110,15 @@ def test_broken_files_are_one_line(tmp_path, damage):
     assert "remove it" in message
 
 
-def test_is_intact(tmp_path):
-    record = write(tmp_path / "x")
+def test_find_damage(tmp_path):
     path = tmp_path / "x"
-    assert is_intact(path, record.bytes, record.sha256) is True
+    record = write(path)
+    assert find_damage(path, record) is None
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert is_intact(path, record.bytes, record.sha256) is False
+    assert "SHA-256" in find_damage(path, record)
     path.write_bytes(data[:-1])
-    assert is_intact(path, record.bytes, record.sha256) is None
+    assert "size" in find_damage(path, record)
     path.unlink()
-    assert is_intact(path, record.bytes, record.sha256) is None
+    assert "missing" in find_damage(path, record)

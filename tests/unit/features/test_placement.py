@@ -39,7 +39,6 @@ def test_rule(wanted, nbytes, memory, expected):
         ("device", Memory(100 * GB, 10 * GB, True), ["placement=device", "11.0 GB", "10.0 GB"]),
         ("device", Memory(10 * GB), ["placement=host", "11.0 GB", "10.0 GB"]),
         ("host", Memory(10 * GB, 100 * GB, True), ["placement=host", "11.0 GB", "10.0 GB"]),
-        ("gpu", Memory(0), ["placement=gpu", "device"]),
     ],
 )
 def test_what_does_not_fit_is_refused(wanted, memory, says):

@@ -1,10 +1,10 @@
 import json
 import logging
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from simzss.data.shards import read_shards
 from simzss.features import store as module
@@ -12,7 +12,7 @@ from simzss.features.placement import Memory
 from simzss.features.store import FeatureStore, share
 from simzss.models.feature_norm import FeatureNorm
 from simzss.models.features import ImageFeatures
-from tests.support.caching import SIZES, jpeg_shards, make_cache
+from tests.support.caching import copied, jpeg_shards, make_cache, stored_tensors
 from tests.support.files import contents
 from tests.support.models import make_backbone, refused
 
@@ -44,20 +44,7 @@ def folder(caches, request):
 @pytest.fixture
 def own(caches, tmp_path):
     """A folder to spoil."""
-    for name, data in contents(caches["bfloat16"]).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
-    return tmp_path
-
-
-def by_key(folder):
-    """Tensors (V, …) of each key, by the library alone, in the order of the index."""
-    found = {}
-    for file in json.loads((folder / "index.json").read_text())["files"]:
-        tensors = load_file(folder / file["name"])
-        texts = json.loads(tensors.pop("texts").numpy().tobytes())
-        found |= {key: {n: t[row] for n, t in tensors.items()} for row, (key, _) in enumerate(texts["images"])}
-    return found
+    return copied(caches["bfloat16"], tmp_path)
 
 
 def every_picture(store):
@@ -72,19 +59,22 @@ def equal(one, other):
 
 def test_what_it_says(folder, shards):
     store = FeatureStore.open(folder)
-    assert (len(store), store.total_images, store.views, store.grid, store.width) == (17, 17, VIEWS, (4, 4), 64)
+    assert (len(store), store.total_images, store.views) == (17, 17, VIEWS)
+    assert (store.metadata.grid, store.metadata.width) == ((4, 4), 64)
     assert store.captions == [sample.captions for sample in read_shards(shards) if sample.key != f"{11:09d}"]
     assert [(entry.key, entry.shard) for entry in store.skipped] == [(f"{11:09d}", "shard-000001.tar")]
-    assert store.nbytes == sum(tensor.nbytes for tensors in by_key(folder).values() for tensor in tensors.values())
+    assert store.nbytes == sum(
+        tensor.nbytes for tensors in stored_tensors(folder).values() for tensor in tensors.values()
+    )
     assert not store.normalised and not store.on_accelerator
-    assert store.facts.storage == folder.name
+    assert store.metadata.storage == folder.name
 
 
 @pytest.mark.parametrize("placement", ["device", "host", "mapped", "auto"])
 def test_rows_are_those_of_the_files(folder, placement):
     store = FeatureStore.open(folder)
     assert store.place(CPU, placement) == {"mapped": "mapped"}.get(placement, "host") == store.placement
-    expected = list(by_key(folder).values())
+    expected = list(stored_tensors(folder).values())
     rows, views = torch.tensor([16, 0, 3, 3, 9, 0, 12]), torch.tensor([0, 1, 1, 0, 1, 1, 0])
     found = store.rows(rows, views)
     assert len(found) == 7 and found.grid == (4, 4)
@@ -113,11 +103,8 @@ def test_stored_features(folder):
     assert own.patches.dtype == own.cls.dtype == (torch.bfloat16 if folder.name == "bfloat16" else torch.float32)
     wide = kept.features(torch.float64)
     assert wide.patches.dtype == wide.cls.dtype == torch.float64
-    if kept.scale is not None:
-        expected = kept.patches.double() * kept.scale.double()[..., None]
-        torch.testing.assert_close(wide.patches, expected, rtol=1e-6, atol=0)
-    else:
-        assert wide.patches.equal(kept.patches.double())
+    scale = torch.ones(1) if kept.scale is None else kept.scale
+    torch.testing.assert_close(wide.patches, kept.patches.double() * scale.double()[..., None], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -126,7 +113,7 @@ def test_shares_partition_the_images(folder, world):
     joint = [group for store in shares for group in store.captions]
     assert sorted(joint, key=str) == sorted(FeatureStore.open(folder).captions, key=str) and len(joint) == 17
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    expected = by_key(folder)
+    expected = stored_tensors(folder)
     for store in shares:
         assert store.total_images == 17 and store.skipped == shares[0].skipped
         for place in ("mapped", "host"):
@@ -155,31 +142,31 @@ def test_more_processes_than_images(folder):
     refused(lambda: FeatureStore.open(folder, 0, 18), "17 images", "18 processes")
 
 
-def test_no_cache(tmp_path):
-    refused(lambda: FeatureStore.open(tmp_path / "gone"), "gone is no folder", "simzss cache")
-    refused(lambda: FeatureStore.open(tmp_path), str(tmp_path), "simzss cache")
-
-
 def change_index(folder, **changes):
     index = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps(index | changes))
 
 
-def test_unfinished(own):
-    change_index(own, complete=False)
-    refused(lambda: FeatureStore.open(own), "not complete", "run simzss cache again")
-    (own / "index.json").write_text("{")
-    refused(lambda: FeatureStore.open(own), "run simzss cache again")
-    (own / "index.json").write_text("{}")
-    refused(lambda: FeatureStore.open(own), "index.json is broken", "run simzss cache again")
-    (own / "index.json").unlink()
-    refused(lambda: FeatureStore.open(own), "not complete", "run simzss cache again")
+def other_format(folder):
+    facts = json.loads((folder / "index.json").read_text())["facts"]
+    change_index(folder, facts=facts | {"version": 9})
 
 
-def test_a_format_of_another_time(own):
-    facts = json.loads((own / "index.json").read_text())["facts"]
-    change_index(own, facts=facts | {"version": 9})
-    refused(lambda: FeatureStore.open(own), "format 9", "reads 1")
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: shutil.rmtree(folder), "is no folder: make it with simzss cache"),
+        (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "holds no index.json: make it with simzss cache"),
+        (lambda folder: change_index(folder, complete=False), "not complete: run simzss cache again"),
+        (lambda folder: (folder / "index.json").write_text("{"), "not complete: run simzss cache again"),
+        (lambda folder: (folder / "index.json").unlink(), "not complete: run simzss cache again"),
+        (lambda folder: (folder / "index.json").write_text("{}"), "index.json is broken: run simzss cache again"),
+        (other_format, "of format 9, this program reads 1"),
+    ],
+)
+def test_what_is_no_complete_cache_is_refused(own, damage, says):
+    damage(own)
+    refused(lambda: FeatureStore.open(own), f"features {own}", says)
 
 
 def test_missing_and_cut_files_are_named(own):
@@ -206,28 +193,15 @@ def test_a_corrupted_byte_is_found(own, placement):
     assert store.place(CPU, placement, verify=False) == placement
 
 
-def test_the_command_that_the_error_names_repairs(own, shards, caches):
-    path = sorted(own.glob("*.safetensors"))[1]
-    path.unlink()
-    make_cache(shards, own, views=VIEWS, min_crop=0.4, file_mb=0.018)
-    assert contents(own) == contents(caches["bfloat16"])
-
-
-def test_a_broken_header_is_found(own):
-    path = sorted(own.glob("*.safetensors"))[1]
-    path.write_bytes(b"\xff" * 9 + path.read_bytes()[9:])
-    refused(lambda: FeatureStore.open(own), str(path), "remove it and run simzss cache again")
-
-
-def test_a_file_of_another_cache_is_found(own, caches):
+@pytest.mark.parametrize("damage", ["header", "file of another cache"])
+def test_a_file_that_is_not_that_of_the_index_is_found(own, caches, damage):
     """It may even have the right size."""
-    name = sorted(own.glob("*.safetensors"))[0].name
-    data = (caches["float32"] / name).read_bytes()
-    (own / name).write_bytes(data)
-    index = json.loads((own / "index.json").read_text())
-    index["files"][0]["bytes"] = len(data)
-    (own / "index.json").write_text(json.dumps(index))
-    refused(lambda: FeatureStore.open(own), str(own / name), "not the file of the index")
+    path = sorted(own.glob("*.safetensors"))[0]
+    data = b"\xff" * 9 + path.read_bytes()[9:] if damage == "header" else (caches["float32"] / path.name).read_bytes()
+    path.write_bytes(data)
+    files = json.loads((own / "index.json").read_text())["files"]
+    change_index(own, files=[files[0] | {"bytes": len(data)}, *files[1:]])
+    refused(lambda: FeatureStore.open(own), str(path), "remove it and run simzss cache again")
 
 
 def test_check_backbone(folder):
@@ -276,11 +250,10 @@ def test_normalise(folder, block):
 def test_normalise_leaves_the_files(folder):
     before = contents(folder)
     store = FeatureStore.open(folder)
-    store.place(CPU, "mapped")
-    store.normalise(FeatureNorm("none", 64))
-    assert not store.normalised
-    store.place(CPU, "host")
-    store.normalise(FeatureNorm("none", 64))
+    for placement in ("mapped", "host"):
+        store.place(CPU, placement)
+        store.normalise(FeatureNorm("none", 64))
+        assert store.normalised == (placement == "host")
     assert contents(folder) == before
 
 
@@ -313,9 +286,4 @@ def test_place_that_does_not_fit_is_refused(folder, monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda *rest: Memory(1000))
     store = FeatureStore.open(folder)
     refused(lambda: store.place(CPU, "device"), "placement=host", "are free")
-    refused(lambda: store.place(CPU, "cuda"), "placement=cuda", "device")
     assert store.place(CPU, "mapped") == "mapped"
-
-
-def test_sizes_are_those_of_the_shards():
-    assert sum(SIZES) == 18

@@ -3,14 +3,14 @@ import hashlib
 import pytest
 import torch
 
-from simzss.data.shards import decode_image
+from simzss.data.images import decode_image
 from simzss.data.transforms import RandomCrop, WholeImage
 from simzss.features.views import Views
 from tests.support.caching import jpeg
 
 
 def photo(views):
-    return decode_image(jpeg(0), views.least)
+    return decode_image(jpeg(0), views.min_side)
 
 
 def test_one_view_is_the_whole_image():
@@ -43,8 +43,8 @@ def test_crops_follow_their_settings(change):
     assert one[0].equal(other[0]) and not one[1].equal(other[1])
 
 
-def test_facts_name_what_the_pictures_depend_on():
-    assert Views(64, 1, 0.9, 0).facts() == Views(64, 1, 0.5, 3).facts()
-    facts = {str(Views(64, *rest).facts()) for rest in ((1,), (2,), (2, 0.5), (2, 0.9, 1))}
-    assert len(facts) == 4
-    assert Views(64, 2, 0.5).facts()["draft"] == RandomCrop(64, 0.5).least > Views(64).facts()["draft"] == 64
+def test_metadata_names_what_the_pictures_depend_on():
+    assert Views(64, 1, 0.9, 0).metadata() == Views(64, 1, 0.5, 3).metadata()
+    different = {str(Views(64, *rest).metadata()) for rest in ((1,), (2,), (2, 0.5), (2, 0.9, 1))}
+    assert len(different) == 4
+    assert Views(64, 2, 0.5).metadata()["draft"] == RandomCrop(64, 0.5).min_side > Views(64).metadata()["draft"] == 64

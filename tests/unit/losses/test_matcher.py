@@ -1,83 +1,59 @@
-import itertools
+"""Matching against trying every assignment, its costs against loops. The matcher as a whole: test_mask_module.py."""
+
 import math
+from itertools import product
 
 import pytest
 import torch
 
-from simzss.losses.matcher import match
-from tests.unit.models.mask_head.loops import noise
+from simzss.losses.matcher import cost_matrix, hungarian_match
+from simzss.losses.settings import MaskLossSettings
+from tests.unit.losses.loops import bce_of, cheapest, dice_of, drawn, noise, softmax
 
-
-def total(cost: torch.Tensor, pairs: list[tuple[int, int]]) -> tuple[int, float]:
-    """Pairs without a number, and the sum of the others."""
-    values = [float(cost[query, item]) for query, item in pairs]
-    numbers = [value for value in values if math.isfinite(value)]
-    return len(values) - len(numbers), sum(numbers)
-
-
-def cheapest(cost: torch.Tensor) -> set[tuple[int, int]]:
-    """By trying every assignment."""
-    queries, objects = cost.shape
-    if queries >= objects:
-        tried = [list(zip(order, range(objects), strict=True))
-                 for order in itertools.permutations(range(queries), objects)]  # fmt: skip
-    else:
-        tried = [list(zip(range(queries), order, strict=True))
-                 for order in itertools.permutations(range(objects), queries)]  # fmt: skip
-    return set(min(tried, key=lambda pairs: total(cost, pairs)))
+QUERIES, CLASSES, POINTS = 3, 4, 9
+SETTINGS = MaskLossSettings(class_weight=2.0, bce_weight=5.0, dice_weight=3.0, num_points=POINTS)
 
 
 def check(cost: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor]) -> None:
     queries, objects = found
     assert queries.dtype == objects.dtype == torch.int64
-    assert queries.shape == objects.shape == (min(cost.shape),)
-    assert queries.tolist() == sorted(set(queries.tolist())) and len(set(objects.tolist())) == len(objects)
-    assert set(zip(queries.tolist(), objects.tolist(), strict=True)) == cheapest(cost)
+    assert list(zip(queries.tolist(), objects.tolist(), strict=True)) == cheapest(cost)
 
 
+@pytest.mark.parametrize("worst", [None, math.nan, math.inf])
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    ("queries", "objects"), [(1, 1), (4, 4), (6, 3), (5, 1), (3, 6), (1, 4), (3, 0)], ids=lambda count: str(count)
-)
-def test_the_cheapest_assignment(queries, objects, seed):
-    cost = noise(queries, objects, seed=seed).float()
-    check(cost, match([cost])[0])
+@pytest.mark.parametrize(("queries", "objects"), [(1, 1), (4, 4), (6, 3), (5, 1), (3, 6), (1, 4), (3, 0)])
+def test_the_cheapest_assignment(queries, objects, seed, worst):
+    cost = noise(queries, objects, seed=seed, scale=100).float()
+    if worst is not None and objects > 1 and queries > 1:
+        cost[noise(queries, objects, seed=seed + 20) > 0.3] = worst
+        cost[0] = worst if seed == 0 else cost[0]
+    check(cost, hungarian_match([cost])[0])
 
 
-def test_images_with_different_numbers_of_objects():
-    costs = [noise(4, count, seed=count).float() for count in (2, 0, 4, 1)]
-    found = match(costs)
-    assert len(found) == 4
+def test_images_with_different_numbers_of_objects_in_any_precision():
+    costs = [noise(4, count, seed=count).bfloat16().requires_grad_() for count in (2, 0, 4, 1)]
+    found = hungarian_match(costs)
+    assert len(found) == 4 and hungarian_match([]) == []
     for cost, own in zip(costs, found, strict=True):
-        check(cost, own)
-    assert match([]) == []
+        check(cost.detach(), own)
 
 
-def test_the_best_of_one_is_not_the_best_of_all():
-    """Each object's own cheapest query is the same one."""
-    queries, objects = match([torch.tensor([[0.0, 1.0], [5.0, 9.0], [9.0, 9.5]])])[0]
-    assert (queries.tolist(), objects.tolist()) == ([0, 1], [1, 0])
-
-
-@pytest.mark.parametrize("worst", [math.nan, math.inf])
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("queries", "objects"), [(4, 4), (5, 3), (3, 5)])
-def test_what_is_no_number_is_the_worst(queries, objects, seed, worst):
-    cost = noise(queries, objects, seed=seed).float() * 100
-    cost[noise(queries, objects, seed=seed + 20) > 0.3] = worst
-    if seed == 0:
-        cost[0] = worst
-    check(cost, match([cost])[0])
-
-
-def test_nothing_but_what_is_no_number():
-    queries, objects = match([torch.full((3, 2), math.nan)])[0]
-    assert len(set(queries.tolist())) == 2 and sorted(objects.tolist()) == [0, 1]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_any_precision_with_or_without_gradient(dtype):
-    cost = torch.tensor([[3.0, 1.0], [2.0, 5.0]], dtype=dtype, requires_grad=True)
-    queries, objects = match([cost])[0]
-    assert (queries.tolist(), objects.tolist()) == ([0, 1], [1, 0])
-    assert not queries.requires_grad
+@pytest.mark.parametrize("share", [0.6, 1.0, 0.0])
+@pytest.mark.parametrize("part", [None, "class_weight", "bce_weight", "dice_weight"])
+def test_cost_matrix(share, part):
+    """Whole, and each part by itself; two objects of a class; points that do not count, whatever is there."""
+    names = ("class_weight", "bce_weight", "dice_weight")
+    weights = SETTINGS if part is None else SETTINGS.replace(**{name: float(name == part) for name in names})
+    logits, masks = noise(2, QUERIES, CLASSES + 1, scale=2), noise(2, QUERIES, POINTS, seed=1, scale=5)
+    classes = torch.tensor([[2, 0, 2, 3], [1, 1, 0, 3]])
+    targets, counted = drawn(2, 4, POINTS), drawn(2, POINTS, seed=1, chance=share)
+    found = cost_matrix(logits, masks, classes, targets, counted, weights)
+    assert found.shape == (2, QUERIES, 4) and found.dtype == torch.float32
+    for i, q, m in product(range(2), range(QUERIES), range(4)):
+        points = masks[i, q].tolist(), targets[i, m].tolist(), counted[i].tolist()
+        expected = weights.bce_weight * bce_of(*points) + weights.dice_weight * dice_of(*points)
+        expected -= weights.class_weight * softmax(logits[i, q].tolist())[int(classes[i, m])]
+        assert float(found[i, q, m]) == pytest.approx(expected, abs=1e-5)
+    alone = cost_matrix(logits[0], masks[0], classes[0, :0], targets[0, :0], counted[0], weights)
+    assert alone.shape == (QUERIES, 0)

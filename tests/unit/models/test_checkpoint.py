@@ -1,17 +1,22 @@
+"""Model folders: what is saved is read again, in the names of format version 1, and nothing else passes for a model."""
+
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 
+from simzss.models.backbone.base import Backbone
+from simzss.models.build import build_model, build_untrained
 from simzss.models.checkpoint import load_model, save_model
-from simzss.models.features import ImageFeatures
+from simzss.models.mask_head.head import build_mask_head
+from simzss.models.settings import MaskHeadSettings, ProxySettings, ScratchText
 from simzss.models.simzss import SimZSS
 from tests.support.models import (
-    backbone_options,
+    TINY_VIT,
+    backbone_settings,
     encode_alone,
     make_backbone,
     make_bert,
@@ -22,65 +27,78 @@ from tests.support.models import (
     shaken,
 )
 
-SETTINGS = {"readout": "concept", "steps": 12, "untrained": {"seed": 3}}
-UNPLANNED = (KeyError, ValueError, TypeError, StrictDataclassError)
 TEXTS = ["a photo of a cat.", "the green dogs"]
+BY_SAM = ProxySettings(name="sam")
 
 
-def build(kind: str, folder: Path, feature_norm: str) -> tuple[SimZSS, dict]:
-    """A model with learnt-looking weights and statistics, and the arguments of its backbone."""
-    spec = backbone_options(weights=str(save_backbone(folder / "vit.safetensors")))
-    text = make_scratch() if kind == "scratch" else make_bert(save_bert(folder / "bert"))
-    model = SimZSS(make_backbone(**spec), text, feature_norm)
+def make_proxy(folder: Path, seed: int = 3, **changes) -> ProxySettings:
+    """A proxy whose weights are saved in a file of this seed."""
+    path = save_backbone(folder / f"other{seed}.safetensors", seed)
+    return ProxySettings(**{"name": "other", "timm_name": TINY_VIT, "weights": str(path), "beta": 1.1} | changes)
+
+
+def build(kind: str, folder: Path, feature_norm: str = "center", **changes) -> SimZSS:
+    """A model with learnt-looking weights and statistics."""
+    backbone = make_backbone(weights=str(save_backbone(folder / "vit.safetensors")), **changes)
+    model = SimZSS(backbone, make_bert(save_bert(folder / "bert")) if kind == "bert" else make_scratch(), feature_norm)
     shaken(model.text_encoder, seed=5)
     with torch.no_grad():
         model.logit_scale.fill_(3.25)
     seen = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model.feature_norm.fit([model.backbone(seen)])
-    return model.eval(), spec
+    if kind == "masks":
+        settings = MaskHeadSettings(window=64, depths=(0, 2), width=16, heads=2, queries=4, layers=2)
+        model.mask_head = build_mask_head(settings, model.backbone, ["cat", "dog"])
+    model.text_pooling, model.info = "both", {"steps": 12, "untrained": {"seed": 3}}
+    return model.eval()
 
 
-@pytest.fixture(params=[("scratch", "whiten"), ("bert", "center"), ("scratch", "none")], ids="-".join)
-def saved(request, tmp_path):
-    """(model, folder it was saved in)."""
-    model, spec = build(request.param[0], tmp_path, request.param[1])
-    save_model(model, tmp_path / "model", spec, SETTINGS)
-    return model, tmp_path / "model"
+KINDS = {
+    "scratch": lambda folder: build("scratch", folder),
+    "whiten": lambda folder: build("scratch", folder, "whiten"),
+    "bert": lambda folder: build("bert", folder),
+    "masks": lambda folder: build("masks", folder),
+    "proxy": lambda folder: build("scratch", folder, "none", features="proxy", proxy=make_proxy(folder)),
+}
+_saved: dict[str, tuple[SimZSS, Path]] = {}
 
 
-@pytest.fixture(scope="module")
-def scratch_folder(tmp_path_factory):
-    """A saved model that nobody changes."""
-    folder = tmp_path_factory.mktemp("scratch")
-    model, spec = build("scratch", folder, "center")
-    save_model(model, folder / "model", spec, SETTINGS)
-    return folder / "model"
+@pytest.fixture
+def saved(tmp_path_factory):
+    """Model of a kind and the folder it was saved in, made once: nobody changes them."""
+
+    def make(kind: str) -> tuple[SimZSS, Path]:
+        if kind not in _saved:
+            folder = tmp_path_factory.mktemp(kind)
+            model = KINDS[kind](folder)
+            save_model(model, folder / "model")
+            _saved[kind] = model, folder / "model"
+        return _saved[kind]
+
+    return make
 
 
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory):
-    """A saved model with a pretrained text encoder that nobody changes."""
-    folder = tmp_path_factory.mktemp("bert")
-    model, spec = build("bert", folder, "center")
-    save_model(model, folder / "model", spec, SETTINGS)
-    return folder / "model"
+def read(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def changed(folder: Path, target: Path, change) -> Path:
+def changed(folder: Path, target: Path, change=lambda config: None) -> Path:
     """A copy of a model folder whose config.json went through `change`."""
     shutil.copytree(folder, target)
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config = read(target)
     change(config)
     (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return target
 
 
 def outputs(model: SimZSS) -> dict[str, torch.Tensor]:
-    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    found = {}
+    images = torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        image: ImageFeatures = model.encode_image(images)
-        found |= {"cls": image.cls, "patches": image.patches, "scale": model.logit_scale}
+        image = model.encode_image(images)
+        found = {"cls": image.cls, "patches": image.patches, "scale": model.logit_scale}
+        if model.mask_head is not None:
+            head = model.mask_head
+            found["masks"] = head(head.encode(model.backbone, model.feature_norm.patches, images))[-1].masks
     for text in TEXTS:
         tokens, features = encode_alone(model.text_encoder, text)
         found |= {f"ids of {text}": torch.tensor(tokens["input_ids"])}
@@ -88,395 +106,294 @@ def outputs(model: SimZSS) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_round_trip(saved):
-    model, folder = saved
-    loaded, settings = load_model(folder)
-    assert settings == SETTINGS
+def same(first: SimZSS, second: SimZSS) -> bool:
+    before, after = outputs(first), outputs(second)
+    return before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+# What is written, and read again --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(kind, saved, tmp_path):
+    model, folder = saved(kind)
+    loaded = load_model(str(folder))
+    assert same(loaded, model)
+    assert (loaded.text_pooling, loaded.info) == ("both", model.info)
     assert not loaded.training and not loaded.text_encoder.body.training
-    before, after = outputs(model), outputs(loaded)
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        assert torch.equal(after[name], value), name
-    assert load_model(str(folder))[1] == SETTINGS
+    assert (loaded.backbone.proxy, loaded.backbone.settings) == (model.backbone.proxy, model.backbone.settings.replace(
+        feature_norm=model.feature_norm.mode))  # fmt: skip
+    save_model(loaded, tmp_path / "again")
+    assert read(tmp_path / "again") == read(folder)
+    stored = [load_file(path / "model.safetensors") for path in (folder, tmp_path / "again")]
+    assert stored[0].keys() == stored[1].keys() and all(torch.equal(stored[1][k], v) for k, v in stored[0].items())
 
 
-def test_what_is_in_the_folder(saved):
-    model, folder = saved
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_a_folder(kind, saved):
+    model, folder = saved(kind)
     names = {"config.json", "model.safetensors"}
-    if model.text_encoder.pooling == "mean":
+    if kind == "bert":
         names |= {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == names
     stored = load_file(folder / "model.safetensors")
-    assert {name.split(".")[0] for name in stored} == {"text_encoder", "feature_norm", "logit_scale"}
+    parts = {"text_encoder", "feature_norm", "logit_scale"} | ({"multires"} if kind == "masks" else set())
+    assert {name.split(".")[0] for name in stored} == parts
     assert torch.equal(stored["text_encoder.projection.weight"], model.text_encoder.projection.weight)
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    assert not any(word in text for word in ("_target_", "auto_map", "_partial_", "trust_remote_code"))
 
 
-def keys_and_texts(node) -> list[str]:
-    if isinstance(node, dict):
-        return [str(key) for key in node] + [entry for value in node.values() for entry in keys_and_texts(value)]
-    if isinstance(node, list):
-        return [entry for value in node for entry in keys_and_texts(value)]
-    return [node] if isinstance(node, str) else []
-
-
-def test_config_names_no_code(saved):
-    model, folder = saved
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found = keys_and_texts(config)
-    for word in ("_target_", "auto_map", "_partial_", "trust_remote_code"):
-        assert not any(word in entry for entry in found), word
+def test_names_of_format_version_1(saved, tmp_path):
+    """Files of earlier releases are read, and theirs read ours."""
+    _, folder = saved("proxy")
+    config = read(folder)
     assert config["format_version"] == 1
-    assert config["backbone"]["timm_name"] == "test_vit.r160_in1k"
-    assert config["backbone"]["weights"] == str(folder.parent / "vit.safetensors")
-    assert config["feature_norm"] == model.feature_norm.mode
+    assert config["settings"] == {"readout": "both", "steps": 12, "untrained": {"seed": 3}}
+    weights = {name: str(folder.parent / f"{name}.safetensors") for name in ("vit", "other3")}
+    backbone = {"name": "tiny", "timm_name": TINY_VIT, "weights": weights["vit"], "features": "proxy", "project": False,
+                "image_size": 64}  # fmt: skip
+    proxy = {"name": "other", "timm_name": TINY_VIT, "weights": weights["other3"], "features": "last", "shift": 1.1,
+             "gain": 3.0}  # fmt: skip
+    found = dict(config["backbone"])
+    assert found.pop("fingerprint") != found["proxy"].pop("fingerprint")
+    assert found == backbone | {"proxy": proxy}
+
+    model, folder = saved("masks")
+    head = model.mask_head.settings.plain()
+    head |= {"learned_share": head.pop("ensemble_alpha"), "unseen_share": head.pop("ensemble_beta")}
+    assert read(folder)["multires"] == {"head": head, "trained": ["cat", "dog"]}
+    assert torch.equal(load_file(folder / "model.safetensors")["multires.no_object"], model.mask_head.no_object)
+
+    for number, (readout, pooling) in enumerate({"concept": "tokens", "sentence": "sentence", None: "tokens"}.items()):
+        settings = {"steps": 1} | ({"readout": readout} if readout else {})
+        target = changed(folder, tmp_path / str(number), lambda config, given=settings: config.update(settings=given))
+        loaded = load_model(target)
+        assert (loaded.text_pooling, loaded.info) == (pooling, {"steps": 1})
+        save_model(loaded, target)
+        assert read(target)["settings"]["readout"] == (readout or "concept")
 
 
-def test_code_that_a_config_names_is_not_run(scratch_folder, tmp_path):
-    """`auto_map` is how transformers models bring their own Python."""
-    trace = tmp_path / "was run"
-    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+def test_before_training(tmp_path):
+    """A folder tells how its model was before training, also where the backbone's file lies elsewhere now."""
+    settings = backbone_settings(
+        weights=str(save_backbone(tmp_path / "vit.safetensors")), features="proxy", feature_norm="center"
+    )
+    arguments = (settings, make_proxy(tmp_path), ScratchText(layers=1, width=32, heads=2, context_length=8), 5)
+    model = build_model(*arguments)
+    shaken(model.text_encoder)
+    model.feature_norm.patch_mean.fill_(0.5)
+    save_model(model, tmp_path / "model")
+    record = read(tmp_path / "model")["settings"]["untrained"]
+    assert (record["backbone"]["proxy"]["shift"], record["backbone"]["feature_norm"]) == (1.1, "center")
+    (tmp_path / "vit.safetensors").rename(tmp_path / "moved.safetensors")
+    loaded = load_model(tmp_path / "model", str(tmp_path / "moved.safetensors"))
+    assert loaded.info == model.info
+    untrained = build_untrained(loaded)
+    (tmp_path / "moved.safetensors").rename(tmp_path / "vit.safetensors")
+    before = build_model(*arguments)
+    for name, value in untrained.text_encoder.state_dict().items():
+        assert torch.equal(value, before.text_encoder.state_dict()[name]), name
+    assert torch.equal(untrained.feature_norm.patch_mean, model.feature_norm.patch_mean)
+    model.info = {}
+    refused(lambda: build_untrained(model), "untrained")
 
-    def change(config):
-        config["_target_"] = "os.mkdir"
-        config["text"]["body"]["auto_map"] = {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}
 
-    target = changed(scratch_folder, tmp_path / "model", change)
-    shutil.copy(tmp_path / "evil.py", target / "evil.py")
-    load_model(target)
-    assert not trace.exists()
-
-
-def test_saving_over_an_earlier_model(tmp_path):
-    first, spec = build("scratch", tmp_path, "center")
-    save_model(first, tmp_path / "model", spec, SETTINGS)
-    shaken(first.text_encoder, seed=9)
-    save_model(first, tmp_path / "model", spec, {"readout": "sentence"})
-    loaded, settings = load_model(tmp_path / "model")
-    assert settings == {"readout": "sentence"}
-    assert torch.equal(loaded.text_encoder.projection.weight, first.text_encoder.projection.weight)
-
-
-def test_config_is_written_last(tmp_path, monkeypatch):
+def test_saving_over_an_earlier_model(tmp_path, monkeypatch):
     """A run that dies while saving leaves no folder that looks complete."""
-    model, spec = build("scratch", tmp_path, "center")
-    save_model(model, tmp_path / "model", spec, SETTINGS)
+    model = build("scratch", tmp_path)
+    save_model(model, tmp_path / "model")
+    shaken(model.text_encoder, seed=9)
+    model.info, model.text_pooling = {}, "sentence"
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert same(loaded, model) and (loaded.info, loaded.text_pooling) == ({}, "sentence")
 
     def full(*_, **__):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("simzss.models.checkpoint.save_file", full)
     with pytest.raises(OSError, match="no space"):
-        save_model(model, tmp_path / "model", spec, SETTINGS)
+        save_model(model, tmp_path / "model")
     refused(lambda: load_model(tmp_path / "model"), "no config.json")
 
 
-@pytest.mark.parametrize("version", [2, 0, "1.0", None])
-def test_other_format_version(version, scratch_folder, tmp_path):
-    target = changed(scratch_folder, tmp_path / "model", lambda config: config.update(format_version=version))
-    refused(lambda: load_model(target), str(target / "config.json"), f"version {version}", "reads version 1")
+def test_recorded_paths_do_not_depend_on_where_training_ran(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    save_model(KINDS["proxy"](Path()), tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_model(tmp_path / "model").backbone.proxy_backbone is not None
 
 
-def test_not_there(tmp_path):
-    refused(lambda: load_model(tmp_path / "nothing"), str(tmp_path / "nothing"), "does not exist")
-    refused(lambda: load_model(str(tmp_path / "nothing")), str(tmp_path / "nothing"), "does not exist")
-    refused(lambda: load_model(tmp_path), str(tmp_path), "no config.json")
+def test_code_that_a_config_names_is_not_run(saved, tmp_path):
+    """`auto_map` is how transformers models bring their own Python."""
+    trace = tmp_path / "was run"
+
+    def change(config):
+        config["_target_"] = "os.mkdir"
+        config["text"]["body"]["auto_map"] = {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}
+
+    target = changed(saved("scratch")[1], tmp_path / "model", change)
+    (target / "evil.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+    load_model(target)
+    assert not trace.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format_version": 1', "[1, 2]", '"text"', "null", "\x00\x01"])
-def test_broken_json(text, scratch_folder, tmp_path):
-    target = tmp_path / "model"
-    shutil.copytree(scratch_folder, target)
-    (target / "config.json").write_text(text)
-    refused(lambda: load_model(target), str(target / "config.json"))
-
-
-def test_json_that_is_no_text(scratch_folder, tmp_path):
-    target = tmp_path / "model"
-    shutil.copytree(scratch_folder, target)
-    (target / "config.json").write_bytes(b'{"format_version": 1, "x": "\xff\xfe"}')
-    refused(lambda: load_model(target), str(target / "config.json"))
-
-
-@pytest.mark.parametrize("key", ["backbone", "feature_norm", "text", "settings"])
-def test_missing_part(key, scratch_folder, tmp_path):
-    target = changed(scratch_folder, tmp_path / "model", lambda config: config.pop(key))
-    refused(lambda: load_model(target), str(target / "config.json"), key)
-
-
-@pytest.mark.parametrize("kind", ["missing", "broken", "half"])
-def test_weights_that_cannot_be_read(kind, scratch_folder, tmp_path):
-    target = tmp_path / "model"
-    shutil.copytree(scratch_folder, target)
-    path = target / "model.safetensors"
-    if kind == "missing":
-        path.rename(tmp_path / "elsewhere")
-    else:
-        path.write_bytes(b"x" * 100 if kind == "broken" else path.read_bytes()[:1000])
-    refused(lambda: load_model(target), str(path))
-
-
-@pytest.mark.parametrize("kind", ["missing tensor", "surplus tensor", "other shape", "other config"])
-def test_tensors_that_do_not_fit(kind, scratch_folder, tmp_path):
-    target = changed(
-        scratch_folder,
-        tmp_path / "model",
-        lambda config: config["text"]["body"].update(intermediate_size=64) if kind == "other config" else None,
-    )
-    path = target / "model.safetensors"
-    state = load_file(path)
-    name = "text_encoder.projection.weight"
-    if kind == "missing tensor":
-        state.pop(name)
-    elif kind == "surplus tensor":
-        state[name := "text_encoder.more"] = torch.zeros(3)
-    elif kind == "other shape":
-        state[name] = state[name][:, :-1].contiguous()
-    else:
-        name = "text_encoder.body"
-    save_file(state, path)
-    refused(lambda: load_model(target), str(path), name)
-
-
-def test_backbone_of_other_weights(scratch_folder, tmp_path):
-    other = save_backbone(tmp_path / "other.safetensors", seed=1)
-    refused(lambda: load_model(scratch_folder, str(other)), str(other), str(scratch_folder), "not those")
-    # The file was exchanged where the model expects it.
-    target = changed(scratch_folder, tmp_path / "model", lambda config: config["backbone"].update(weights=str(other)))
-    refused(lambda: load_model(target), str(other), "not those")
+# Other backbones, features and proxies --------------------------------------------------------------------------------
 
 
 def test_backbone_file_that_moved(tmp_path):
-    model, spec = build("scratch", tmp_path, "center")
-    save_model(model, tmp_path / "model", spec, SETTINGS)
-    before = outputs(model)
+    model = build("scratch", tmp_path)
+    save_model(model, tmp_path / "model")
     (tmp_path / "vit.safetensors").rename(tmp_path / "tiny.safetensors")
     refused(lambda: load_model(tmp_path / "model"), "vit.safetensors", "backbone.weights=")
-    for place in (tmp_path / "tiny.safetensors", tmp_path):  # the file, or a folder that holds <name>.safetensors
-        after = outputs(load_model(tmp_path / "model", str(place))[0])
-        for name, value in before.items():
-            assert torch.equal(after[name], value), name
+    for place in (tmp_path / "tiny.safetensors", tmp_path):  # the file, or a folder that holds NAME.safetensors
+        assert same(load_model(tmp_path / "model", str(place)), model)
 
 
-def test_recorded_place_does_not_depend_on_where_training_ran(tmp_path, monkeypatch):
-    save_backbone(tmp_path / "vit.safetensors")
-    monkeypatch.chdir(tmp_path)
-    spec = backbone_options(weights="vit.safetensors")
-    save_model(SimZSS(make_backbone(**spec), make_scratch()), tmp_path / "model", spec, SETTINGS)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    load_model(tmp_path / "model")
+def patches(backbone: Backbone) -> torch.Tensor:
+    return backbone(torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))).patches
 
 
-def test_tokenizer_folder_is_needed(bert_folder, tmp_path):
-    target = tmp_path / "model"
-    shutil.copytree(bert_folder, target)
-    (target / "tokenizer").rename(tmp_path / "elsewhere")
-    refused(lambda: load_model(target), "tokenizer", str(target))
+@pytest.mark.parametrize(("kind", "features"), [("scratch", "self"), ("proxy", "last"), ("proxy", "value")])
+def test_other_features(kind, features, saved):
+    """Of a model with a proxy too: it is left out then."""
+    _, folder = saved(kind)
+    loaded = load_model(folder, features=features).backbone
+    assert (loaded.features, loaded.proxy_backbone, loaded.proxy) == (features, None, None)
+    plain = make_backbone(weights=str(folder.parent / "vit.safetensors"), features=features)
+    assert torch.equal(patches(loaded), patches(plain))
 
 
-def test_tokenizer_file_is_needed(bert_folder, tmp_path):
-    target = tmp_path / "model"
-    shutil.copytree(bert_folder, target)
-    (target / "tokenizer" / "tokenizer.json").rename(tmp_path / "elsewhere")
-    refused(lambda: load_model(target), "tokenizer", str(target))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda config: config["text"].pop("body"),
-        lambda config: config["text"].pop("pooling"),
-        lambda config: config["text"].update(context_length="many"),
-        lambda config: config["text"]["body"].pop("model_type"),
-        lambda config: config["text"]["body"].update(model_type="nonsense"),
-        lambda config: config["text"]["body"].update(hidden_size="wide"),
-        lambda config: config["backbone"].update(image_size="large"),
-    ],
-    ids=["body", "pooling", "context_length", "model_type", "unknown model_type", "hidden_size", "image_size"],
-)
-def test_broken_parts(change, scratch_folder, tmp_path):
-    target = changed(scratch_folder, tmp_path / "model", change)
-    refused(lambda: load_model(target), str(target))
-
-
-def test_unknown_pooling(scratch_folder, tmp_path):
-    target = changed(scratch_folder, tmp_path / "model", lambda config: config["text"].update(pooling="max"))
-    refused(lambda: load_model(target), str(target), "max")
-
-
-@pytest.mark.parametrize("when", ["saved", "given"])
-def test_random_backbone_is_not_the_one_of_training(when, scratch_folder, tmp_path):
-    if when == "given":
-        refused(lambda: load_model(scratch_folder, "random"), "random")
-        return
-    spec = backbone_options()
-    model = SimZSS(make_backbone(**spec), make_scratch()).eval()
-    save_model(model, tmp_path / "model", spec, SETTINGS)
-    torch.manual_seed(17)
-    refused(lambda: load_model(tmp_path / "model"), "random", str(tmp_path / "model"))
-
-
-# Another backbone as guide ----------------------------------------------------------------------------------------
-
-BY_SAM = {"name": "sam", "timm_name": None, "weights": None, "features": "last", "shift": 1.2, "gain": 3.0}
-
-
-def proxy_options(folder: Path, seed: int = 3, **changes) -> dict:
-    """Arguments of the other backbone, whose weights are saved in a file of this seed."""
-    path = save_backbone(folder / f"guide{seed}.safetensors", seed)
-    made = {"name": "guide", "timm_name": "test_vit.r160_in1k", "weights": str(path), "features": "last"}
-    return made | {"shift": 1.1, "gain": 4.0} | changes
-
-
-def build_proxied(folder: Path) -> tuple[SimZSS, dict]:
-    proxy = proxy_options(folder)
-    weights = str(save_backbone(folder / "vit.safetensors"))
-    spec = backbone_options(weights=weights, features="proxy", proxy=proxy)
-    return SimZSS(make_backbone(**spec), make_scratch(), "none").eval(), spec
-
-
-@pytest.fixture(scope="module")
-def proxied_folder(tmp_path_factory):
-    """A saved model with a guide that nobody changes."""
-    folder = tmp_path_factory.mktemp("proxied")
-    model, spec = build_proxied(folder)
-    save_model(model, folder / "model", spec, SETTINGS)
-    return folder / "model"
-
-
-def same(first: SimZSS, second: SimZSS) -> bool:
-    before, after = outputs(first), outputs(second)
-    return before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
-
-
-def read(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def test_round_trip_with_a_proxy(proxied_folder, tmp_path):
-    model, spec = build_proxied(tmp_path)
-    loaded, settings = load_model(proxied_folder)
-    assert settings == SETTINGS and not loaded.training
-    assert same(loaded, model)
-    assert (loaded.backbone.features, loaded.backbone.guide.name) == ("proxy", "guide")
-    assert not same(loaded, SimZSS(make_backbone(**spec | {"features": "value", "proxy": None}), model.text_encoder))
-    # What was loaded can be saved.
-    config = read(proxied_folder)
-    save_model(loaded, tmp_path / "again", config["backbone"], SETTINGS)
-    assert read(tmp_path / "again") == config
-    assert same(load_model(tmp_path / "again")[0], model)
-
-
-def test_the_proxy_is_named_and_its_weights_are_not_stored(proxied_folder):
-    config = read(proxied_folder)["backbone"]
-    guide = load_model(proxied_folder)[0].backbone.guide
-    file = proxied_folder.parent / "guide3.safetensors"
-    assert config["proxy"] == {
-        "name": "guide",
-        "timm_name": "test_vit.r160_in1k",
-        "weights": str(file),
-        "features": "last",
-        "shift": 1.1,
-        "gain": 4.0,
-        "fingerprint": guide.fingerprint,
-    }
-    assert config["fingerprint"] != guide.fingerprint and config["features"] == "proxy"
-    for name, value in load_file(file).items():
-        assert name.startswith("head.") or torch.equal(guide.model.state_dict()[name], value), name
-    stored = load_file(proxied_folder / "model.safetensors")
-    assert {name.split(".")[0] for name in stored} == {"text_encoder", "feature_norm", "logit_scale"}
-
-
-def test_recorded_place_of_a_proxy_does_not_depend_on_where_training_ran(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    model, spec = build_proxied(Path())
-    save_model(model, tmp_path / "model", spec, SETTINGS)
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load_model(tmp_path / "model")[0].backbone.guide is not None
-
-
-@pytest.mark.parametrize(
-    ("kind", "features"), [("scratch_folder", "self"), ("proxied_folder", "last"), ("proxied_folder", "value")]
-)
-def test_other_features(kind, features, request):
-    """Of a model with a guide too: it is left out then."""
-    folder = request.getfixturevalue(kind)
-    loaded, _ = load_model(folder, features=features)
-    assert loaded.backbone.features == features
-    assert loaded.backbone.guide is None and loaded.backbone.proxy is None
-    weights = str(folder.parent / "vit.safetensors")
-    plain = make_backbone(weights=weights, features=features)
-    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(loaded.backbone(image).patches, plain(image).patches)
-
-
-@pytest.mark.parametrize("kind", ["scratch_folder", "proxied_folder"])
-def test_another_proxy(kind, request, tmp_path):
+@pytest.mark.parametrize("kind", ["scratch", "proxy"])
+def test_another_proxy(kind, saved, tmp_path):
     """One that is asked for by name need not be the one of training."""
-    folder, proxy = request.getfixturevalue(kind), proxy_options(tmp_path, seed=8, shift=0.7)
-    loaded, _ = load_model(folder, features="proxy" if kind == "scratch_folder" else None, proxy=proxy)
-    assert loaded.backbone.features == "proxy" and loaded.backbone.proxy == proxy
-    expected = make_backbone(weights=str(folder.parent / "vit.safetensors"), features="proxy", proxy=proxy)
-    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(loaded.backbone(image).patches, expected(image).patches)
+    _, folder = saved(kind)
+    proxy, features = make_proxy(tmp_path, seed=8, beta=0.7), "proxy" if kind == "scratch" else None
+    loaded = load_model(folder, features=features, proxy=proxy).backbone
+    assert (loaded.features, loaded.proxy) == ("proxy", proxy)
+    expected = make_backbone(proxy, weights=str(folder.parent / "vit.safetensors"), features="proxy")
+    assert torch.equal(patches(loaded), patches(expected))
+    by_sam = load_model(folder, features="proxy", proxy=BY_SAM).backbone
+    assert (by_sam.features, by_sam.proxy, by_sam.proxy_backbone) == ("proxy", BY_SAM, None)
 
 
-@pytest.mark.parametrize("kind", ["scratch_folder", "proxied_folder"])
-def test_a_proxy_whose_features_are_given_later(kind, request):
-    loaded, _ = load_model(request.getfixturevalue(kind), features="proxy", proxy=BY_SAM)
-    assert loaded.backbone.guide is None
-    assert loaded.backbone.proxy == BY_SAM and loaded.backbone.features == "proxy"
+@pytest.mark.parametrize(
+    ("kind", "options", "parts"),
+    [
+        ("scratch", {"features": "proxy"}, ["proxy=NAME"]),
+        ("scratch", {"proxy": BY_SAM}, ["proxy=sam", "not last"]),
+        ("proxy", {"features": "self", "proxy": BY_SAM}, ["proxy=sam", "not self"]),
+        ("scratch", {"features": "slef"}, ["features=slef"]),
+        ("masks", {"features": "self"}, ["trained with masks", "last"]),
+        ("masks", {"features": "proxy", "proxy": BY_SAM}, ["trained with masks", "last"]),
+        ("scratch", {"backbone_weights": "random"}, ["random", "not those"]),
+    ],
+)
+def test_options_that_do_not_go_together(kind, options, parts, saved):
+    _, folder = saved(kind)
+    refused(lambda: load_model(folder, **options), str(folder), *parts)
 
 
-def test_features_and_proxies_that_do_not_go_together(scratch_folder, proxied_folder, tmp_path):
-    proxy = proxy_options(tmp_path)
-    refused(lambda: load_model(scratch_folder, features="proxy"), str(scratch_folder), "proxy=NAME")
-    refused(lambda: load_model(scratch_folder, proxy=proxy), "proxy=guide", "not last")
-    refused(lambda: load_model(proxied_folder, features="self", proxy=proxy), "proxy=guide", "not self")
-    refused(lambda: load_model(scratch_folder, features="slef"), str(scratch_folder), "backbone.features=slef")
-
-
-@pytest.mark.parametrize("kind", ["exchanged", "random", "other fingerprint"])
-def test_proxy_of_other_weights(kind, proxied_folder, tmp_path):
+@pytest.mark.parametrize("part", ["backbone", "proxy"])
+@pytest.mark.parametrize("how", ["given", "exchanged", "random", "fingerprint", "gone"])
+def test_other_weights(part, how, saved, tmp_path):
+    _, folder = saved("proxy")
     other = str(save_backbone(tmp_path / "other.safetensors", seed=8))
+    if how == "given":
+        refused(lambda: load_model(folder, other), other, str(folder), "not those")
+        return
+    new = {"fingerprint": "a"} if how == "fingerprint" else {
+        "weights": {"exchanged": other, "random": "random", "gone": str(tmp_path / "gone.pt")}[how]}  # fmt: skip
 
     def change(config):
-        proxy = config["backbone"]["proxy"]
-        proxy.update({"exchanged": {"weights": other}, "random": {"weights": "random"}}.get(kind, {"fingerprint": "a"}))
+        (config["backbone"] if part == "backbone" else config["backbone"]["proxy"]).update(new)
 
-    target = changed(proxied_folder, tmp_path / "model", change)
-    says = {"exchanged": other, "random": "random"}.get(kind, "guide3.safetensors")
-    refused(lambda: load_model(target), str(target), f"{says} of proxy guide", "not those")
-    load_model(target, features="value")  # which does not ask it
+    target = changed(folder, tmp_path / "model", change)
+    refused(lambda: load_model(target), str(target), new.get("weights", "weights"))
+    if part == "proxy":
+        load_model(target, features="value")  # which does not ask it
 
 
-def test_proxy_file_that_is_gone(proxied_folder, tmp_path):
-    gone = str(tmp_path / "gone.safetensors")
-    target = changed(
-        proxied_folder, tmp_path / "model", lambda config: config["backbone"]["proxy"].update(weights=gone)
-    )
-    refused(lambda: load_model(target), str(target), f"proxy.weights={gone}", "does not exist")
+# Broken folders -------------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_are_not_there(tmp_path):
+    for source in (tmp_path / "nothing", str(tmp_path / "nothing")):
+        refused(lambda source=source: load_model(source), str(source), "does not exist")
+    refused(lambda: load_model(tmp_path), str(tmp_path), "no config.json")
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        *(lambda proxy, key=key: proxy.pop(key) for key in ("name", "timm_name", "features", "shift", "fingerprint")),
-        lambda proxy: proxy.update(gain="high"),
-        lambda proxy: proxy.update(timm_name=7),
-        lambda proxy: proxy.update(timm_name="nonsense"),
-    ],
-    ids=["name", "timm_name", "features", "shift", "fingerprint", "gain", "number for a name", "unknown name"],
+    "text", [b"", b"{", b"[1, 2]", b'"text"', b"null", b"\x00\x01", b'{"format_version": 1, "x": "\xff\xfe"}']
 )
-def test_broken_proxy(change, proxied_folder, tmp_path):
-    target = changed(proxied_folder, tmp_path / "model", lambda config: change(config["backbone"]["proxy"]))
+def test_broken_json(text, saved, tmp_path):
+    target = changed(saved("scratch")[1], tmp_path / "model")
+    (target / "config.json").write_bytes(text)
+    refused(lambda: load_model(target), str(target / "config.json"))
+
+
+BROKEN = {
+    **{f"version {v}": (lambda c, v=v: c.update(format_version=v)) for v in (2, 0, "1.0", None)},
+    **{f"no {key}": (lambda c, key=key: c.pop(key)) for key in ("backbone", "feature_norm", "text", "settings")},
+    "settings": lambda c: c.update(settings=7),
+    "readout": lambda c: c["settings"].update(readout="loud"),
+    "feature_norm": lambda c: c.update(feature_norm="whitened"),
+    "image_size": lambda c: c["backbone"].update(image_size="large"),
+    "no body": lambda c: c["text"].pop("body"),
+    "no pooling": lambda c: c["text"].pop("pooling"),
+    "pooling": lambda c: c["text"].update(pooling="max"),
+    "context_length": lambda c: c["text"].update(context_length="many"),
+    "no model_type": lambda c: c["text"]["body"].pop("model_type"),
+    "model_type": lambda c: c["text"]["body"].update(model_type="nonsense"),
+    "hidden_size": lambda c: c["text"]["body"].update(hidden_size="wide"),
+    **{
+        f"no proxy.{key}": (lambda c, key=key: c["backbone"]["proxy"].pop(key))
+        for key in ("name", "timm_name", "features", "shift", "fingerprint")
+    },
+    "gain": lambda c: c["backbone"]["proxy"].update(gain="high"),
+    "number for a name": lambda c: c["backbone"]["proxy"].update(timm_name=7),
+    "unknown name": lambda c: c["backbone"]["proxy"].update(timm_name="nonsense"),
+    "trained": lambda c: c["multires"].update(trained="cat"),
+    "no head": lambda c: c["multires"].pop("head"),
+    "head": lambda c: c["multires"]["head"].update(learned_share=2),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_values(kind, saved, tmp_path):
+    of = "proxy" if "proxy" in kind or "name" in kind or kind == "gain" else "masks"
+    target = changed(saved(of)[1], tmp_path / "model", BROKEN[kind])
     refused(lambda: load_model(target), str(target))
 
 
-def test_folders_of_before_there_were_proxies(scratch_folder, tmp_path):
-    assert "proxy" not in read(scratch_folder)["backbone"]
-    target = changed(scratch_folder, tmp_path / "model", lambda config: config["backbone"].update(proxy=None))
-    first, second = load_model(scratch_folder)[0], load_model(target)[0]
-    assert first.backbone.proxy is None and second.backbone.proxy is None
-    assert same(first, second)
+@pytest.mark.parametrize("kind", ["missing", "broken", "half", "lacks", "surplus", "shape", "other config"])
+def test_tensors_that_do_not_fit(kind, saved, tmp_path):
+    target = changed(
+        saved("scratch")[1],
+        tmp_path / "model",
+        lambda config: config["text"]["body"].update(intermediate_size=64) if kind == "other config" else None,
+    )
+    path, name = target / "model.safetensors", "text_encoder.projection.weight"
+    state, content = load_file(path), path.read_bytes()
+    if kind == "lacks":
+        state.pop(name)
+    elif kind == "surplus":
+        state[name := "text_encoder.more"] = torch.zeros(3)
+    elif kind == "shape":
+        state[name] = state[name][:, :-1].contiguous()
+    save_file(state, path)
+    if kind == "missing":
+        path.unlink()
+    elif kind in ("broken", "half"):
+        path.write_bytes(b"x" * 100 if kind == "broken" else content[:1000])
+    expected = name if kind in ("lacks", "surplus", "shape") else ""
+    refused(lambda: load_model(target), str(path), expected)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_tokenizer_that_is_gone(part, saved, tmp_path):
+    target = changed(saved("bert")[1], tmp_path / "model")
+    (target / part).rename(tmp_path / "elsewhere")
+    refused(lambda: load_model(target), "tokenizer", str(target))

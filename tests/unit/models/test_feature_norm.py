@@ -1,3 +1,5 @@
+"""Centring and whitening against NumPy in float64, on one process and on two."""
+
 import numpy as np
 import pytest
 import torch
@@ -95,18 +97,6 @@ def test_whiten(shrinkage):
     )
 
 
-def test_whitened_patches_have_the_identity_as_covariance():
-    parts = batches()
-    norm = fitted("whiten", parts, 0.0)
-    _, patches = joined(parts)
-    white = (patches - norm.patch_mean.numpy()) @ norm.matrix.numpy()
-    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(WIDTH), rtol=0, atol=1e-3)
-    shrunk = fitted("whiten", parts, 0.5)
-    values = np.linalg.eigvalsh(np.cov(patches.T, bias=True))
-    left = np.linalg.eigvalsh(np.cov(((patches - patches.mean(axis=0)) @ shrunk.matrix.numpy()).T, bias=True))
-    np.testing.assert_allclose(np.sort(left), np.sort(values / (values + 0.5 * values.mean())), rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("mode", ["center", "whiten"])
 def test_several_batches_equal_one(mode):
     parts = batches()
@@ -135,22 +125,8 @@ def test_bfloat16_features_come_out_as_float32_unit_vectors(mode):
     assert found.cls.dtype == found.patches.dtype == torch.float32
     torch.testing.assert_close(found.patches.norm(dim=-1), torch.ones(3, PATCHES), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.patches, exact.patches, rtol=0, atol=0.1)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_autocast_changes_nothing(mode):
-    norm, seen = fitted(mode, batches()), features(3, 50)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = norm(seen)
-    assert torch.equal(found.cls, norm(seen).cls) and torch.equal(found.patches, norm(seen).patches)
-
-
-@pytest.mark.parametrize("mode", ["center", "whiten"])
-def test_half_the_features_are_fitted_as_well(mode):
-    parts = [ImageFeatures(p.cls.bfloat16(), p.patches.bfloat16(), p.grid) for p in batches()]
-    rounded = [ImageFeatures(p.cls.float(), p.patches.float(), p.grid) for p in parts]
-    for name, value in fitted(mode, rounded).state_dict().items():
-        torch.testing.assert_close(fitted(mode, parts).state_dict()[name], value, rtol=1e-6, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):  # it would round the products
+        assert torch.equal(norm(seen).patches, exact.patches)
 
 
 def test_statistics_are_saved():

@@ -1,13 +1,17 @@
+"""Text encoders: the tower from scratch, pretrained ones, their tokenizers, and batches of texts."""
+
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, RobertaConfig, RobertaModel
 
-from simzss.config import load_choice, to_plain
-from simzss.models.text import build_text_encoder, rebuild_text_encoder
+from simzss.models.build import build_text_encoder
+from simzss.models.settings import ScratchText
+from simzss.models.text import rebuild_text_encoder
 from tests.support.language import tokenizer
 from tests.support.models import BERT_WORDS, encode_alone, make_bert, make_scratch, refused, save_bert
 
@@ -28,9 +32,8 @@ def encoder(request, bert_folder):
 
 
 def test_size_of_the_paper_s_tower():
-    options = to_plain(load_choice("text", "clip_base"))
     with torch.device("meta"):
-        encoder = build_text_encoder(options.pop("kind"), 768, **options)
+        encoder = build_text_encoder(ScratchText(), 768)
     count = sum(parameter.numel() for parameter in encoder.parameters())
     vocabulary, context, width, layers = 49_408, 77, 512, 12
     block = 4 * (width * width + width) + 2 * 4 * width * width + 4 * width + width + 2 * 2 * width
@@ -52,14 +55,6 @@ def test_later_tokens_do_not_reach_earlier_ones():
             torch.testing.assert_close(after[:, :place], before[:, :place], rtol=0, atol=1e-6)
             for later in range(place, ids.shape[1]):
                 assert (after[0, later] - before[0, later]).abs().max() > 1e-4, (place, later)
-
-
-def test_unknown_kind():
-    refused(lambda: build_text_encoder("scrach", 8), "text.kind=scrach", "scratch")
-
-
-def test_heads_must_divide_the_width():
-    refused(lambda: build_text_encoder("scratch", 8, layers=1, width=10, heads=3, context_length=8), "heads")
 
 
 # Either tower -----------------------------------------------------------------------------------------------------
@@ -89,28 +84,45 @@ def test_padding_changes_nothing(encoder, junk):
         torch.testing.assert_close(together.pooled[i], alone.pooled[0], rtol=1e-5, atol=1e-5)
 
 
-def test_pooling(encoder):
+def test_pooling_and_projection(encoder):
+    assert encoder.pooling == {"CLIPTextModel": "eot", "BertModel": "mean"}[type(encoder.body).__name__]
+    weight = encoder.projection.weight.double()
+    assert weight.shape == (64, 32) and encoder.projection.bias is None
     for text in TEXTS:
         tokens, features = encode_alone(encoder, text)
         ids = tokens["input_ids"][0]
+        with torch.no_grad():
+            hidden = encoder.body(input_ids=torch.tensor([ids])).last_hidden_state[0].double()
+        rows = torch.stack([weight @ row for row in hidden])
+        torch.testing.assert_close(features.tokens[0].double(), rows, rtol=1e-5, atol=1e-6)
         if encoder.pooling == "eot":
             assert ids[-1] == 49_407 and ids.count(49_407) == 1
-            expected = features.tokens[0, len(ids) - 1]
+            expected = rows[len(ids) - 1]
         else:
-            expected = sum(features.tokens[0, i] for i in range(len(ids))) / len(ids)
-        torch.testing.assert_close(features.pooled[0], expected, rtol=1e-5, atol=1e-6)
-    kinds = {"CLIPTextModel": "eot", "BertModel": "mean"}
-    assert encoder.pooling == kinds[type(encoder.body).__name__]
+            expected = sum(rows) / len(ids)
+        torch.testing.assert_close(features.pooled[0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_tokens_are_the_last_hidden_state_projected(encoder):
-    ids = torch.tensor(encoder.tokenize(TEXTS[:1])["input_ids"])
-    weight = encoder.projection.weight.double()
-    assert weight.shape == (64, 32) and encoder.projection.bias is None
-    with torch.no_grad():
-        hidden = encoder.body(input_ids=ids).last_hidden_state[0].double()
-        found = encoder(ids, torch.ones_like(ids)).tokens[0].double()
-    torch.testing.assert_close(found, torch.stack([weight @ row for row in hidden]), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("batch_size", [1, 2, 256])
+def test_batches_of_texts(encoder, batch_size):
+    texts = [*TEXTS, "dog " * 100, "a dog"]
+    spans = [(13, 16), (4, 9), (0, 4), (0, 7), (2, 5)]  # "cat", "green", "dogs", "dog dog", "dog"
+    pooled, sums = encoder.encode(texts, spans, batch_size)
+    assert pooled.shape == sums.shape == (5, 64) and not pooled.requires_grad
+    for i, (text, (start, end)) in enumerate(zip(texts, spans, strict=True)):
+        tokens, alone = encode_alone(encoder, text)
+        torch.testing.assert_close(pooled[i], alone.pooled[0], rtol=1e-5, atol=1e-5)
+        rows = [alone.tokens[0, j] for j, (first, last) in enumerate(tokens["offset_mapping"][0])
+                if first >= start and last <= end and last > first]  # fmt: skip
+        torch.testing.assert_close(sums[i], sum(F.normalize(row, dim=0) for row in rows), rtol=1e-5, atol=1e-5)
+    assert torch.equal(encoder.encode(texts, batch_size=batch_size)[0], pooled)
+    assert [found.shape for found in encoder.encode([], [])] == [(0, 64), (0, 64)]
+    assert encoder.encode(texts)[1] is None
+
+
+def test_spans_without_a_token(encoder):
+    for text, span in (("dog " * 100, (396, 399)), ("a dog", (2, 2))):
+        refused(lambda text=text, span=span: encoder.encode([text], [span]), "class name", f"{encoder.context_length}")
 
 
 def test_truncation_keeps_the_ends(encoder):
@@ -124,47 +136,14 @@ def test_truncation_keeps_the_ends(encoder):
         assert (ids[0], ids[-1]) == (start, end)
 
 
-def test_rebuilt_encoder_has_the_same_parts(encoder, bert_folder):
-    stored = json.loads(json.dumps(encoder.architecture))
-    folder = None if encoder.pooling == "eot" else bert_folder
-    rebuilt = rebuild_text_encoder(stored, 64, folder).eval()
-    assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
-        name: value.shape for name, value in encoder.state_dict().items()
-    }
-    rebuilt.load_state_dict(encoder.state_dict())
-    for text in TEXTS:
-        first, second = encode_alone(encoder, text), encode_alone(rebuilt, text)
-        assert first[0]["input_ids"] == second[0]["input_ids"]
-        assert torch.equal(first[1].pooled, second[1].pooled) and torch.equal(first[1].tokens, second[1].tokens)
-    assert (rebuilt.pooling, rebuilt.context_length) == (encoder.pooling, encoder.context_length)
-
-
 # CLIP's tokenizer -------------------------------------------------------------------------------------------------
 
 STRINGS = [
-    "a photo of a cat.",
-    "A PHOTO OF A CAT",
-    "Café au lait, crème brûlée",
-    "ÉCOLE NATIONALE",
-    "naïve façade",
-    "Ünïcödé",
-    "🐶 and 🐱",
-    "👩‍👩‍👧 family 🇫🇷 flag",
-    "DON'T stop; they're here, I'll wait",
-    "100% sure, 3,5 kg!",
-    "  many   spaces\t\nand lines ",
-    "hello...world",
-    "日本語の文字 and 中文abc",
-    "½ cup of x²",
-    "a_b-c/d (e) [f] {g}",
-    "$5.99 (USD) #1 @home",
-    "Straße",
-    "İstanbul",
-    "wait—what–now…",
-    "",
-    "?!",
-    "antidisestablishmentarianism",
-]
+    "a photo of a cat.", "A PHOTO OF A CAT", "Café au lait, crème brûlée", "ÉCOLE NATIONALE", "naïve façade",
+    "Ünïcödé", "🐶 and 🐱", "👩‍👩‍👧 family 🇫🇷 flag", "DON'T stop; they're here, I'll wait", "100% sure, 3,5 kg!",
+    "  many   spaces\t\nand lines ", "hello...world", "日本語の文字 and 中文abc", "½ cup of x²", "a_b-c/d (e) [f] {g}",
+    "$5.99 (USD) #1 @home", "Straße", "İstanbul", "wait—what–now…", "", "?!", "antidisestablishmentarianism",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", STRINGS)
@@ -186,35 +165,16 @@ def test_clip_offsets_point_at_the_words():
 
 # A pretrained transformers directory ------------------------------------------------------------------------------
 
-PARTS = [
-    *(f"attention.self.{part}" for part in ("query", "key", "value")),
-    *("attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"),
-]
-EMBEDDINGS = [
-    *(f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")),
-    *("embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"),
-]
 
-
-def layers(*numbers: int) -> set[str]:
-    kinds = ("weight", "bias")
-    return {f"body.encoder.layer.{number}.{part}.{kind}" for number in numbers for part in PARTS for kind in kinds}
-
-
-@pytest.mark.parametrize(
-    ("trainable", "expected"),
-    [
-        (0, set()),
-        (1, layers(2)),
-        (2, layers(1, 2)),
-        (3, layers(0, 1, 2)),
-        ("all", layers(0, 1, 2) | {f"body.{name}" for name in EMBEDDINGS}),
-    ],
-)
-def test_which_parameters_learn(trainable, expected, bert_folder):
+@pytest.mark.parametrize("trainable", [0, 1, 2, 3, "all"])
+def test_which_parameters_learn(trainable, bert_folder):
     encoder = make_bert(bert_folder, trainable_layers=trainable).train()
+    layers = range(0 if trainable == "all" else 3 - trainable, 3)
+    parts = ("projection.", *(f"body.encoder.layer.{number}." for number in layers))
+    parts += ("body.embeddings.",) if trainable == "all" else ()
+    expected = {name for name, _ in encoder.named_parameters() if name.startswith(parts)}
     learning = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-    assert learning == expected | {"projection.weight"}
+    assert learning == expected and len(learning) == 1 + 16 * len(layers) + (5 if trainable == "all" else 0)
     ids, mask = padded(encoder, TEXTS, 0)
     encoder(ids, mask).pooled.square().sum().backward()
     assert {name for name, parameter in encoder.named_parameters() if parameter.grad is not None} == learning
@@ -255,9 +215,8 @@ def test_weights_are_those_of_the_directory(bert_folder):
         assert torch.equal(body[name], value), name
 
 
-@pytest.mark.parametrize("count", [4, -1, "some"])
-def test_layers_that_are_not_there(count, bert_folder):
-    refused(lambda: make_bert(bert_folder, trainable_layers=count), f"text.trainable_layers={count}", "0 to 3", "all")
+def test_layers_that_are_not_there(bert_folder):
+    refused(lambda: make_bert(bert_folder, trainable_layers=4), "text.trainable_layers=4", "0 to 3", "all")
 
 
 def test_context_longer_than_the_positions(bert_folder):
@@ -265,24 +224,54 @@ def test_context_longer_than_the_positions(bert_folder):
     refused(lambda: make_bert(bert_folder, context_length=25), "text.context_length=25", "24", str(bert_folder))
 
 
-TOKENIZERS = {"broken tokenizer": "{", "empty tokenizer": "{}", "tokenizer of no kind": '{"model": {"type": "None"}}'}
+def without_tokenizer(folder):
+    config = BertConfig(vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "broken config", "pickle only", *TOKENIZERS])
-def test_directories_that_are_no_model(kind, tmp_path):
-    folder = tmp_path / "text"
-    if kind == "empty":
-        folder.mkdir()
-    elif kind != "missing":
-        save_bert(folder)
-    if kind == "broken config":
-        (folder / "config.json").write_text("{")
-    elif kind == "pickle only":  # never read, even though it is there
-        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-        (folder / "model.safetensors").rename(tmp_path / "elsewhere")
-    elif kind in TOKENIZERS:
-        (folder / "tokenizer.json").write_text(TOKENIZERS[kind])
-    refused(lambda: make_bert(folder), str(folder))
+def with_images(folder):
+    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = CLIPConfig(text_config=part | {"vocab_size": 20}, vision_config=part | {"image_size": 16, "patch_size": 8})
+    CLIPModel(config).save_pretrained(folder)
+
+
+def pickle_only(folder):  # never read, even though it is there
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def tensors(change):
+    def damage(folder):
+        state = change(load_file(folder / "model.safetensors"))
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+BROKEN = {
+    "missing": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "empty": lambda folder: [file.unlink() for file in folder.iterdir()],
+    "broken config": lambda folder: (folder / "config.json").write_text("{"),
+    "pickle only": pickle_only,
+    "broken tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{"),
+    "empty tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    "tokenizer of no kind": lambda folder: (folder / "tokenizer.json").write_text('{"model": {"type": "None"}}'),
+    "no tokenizer": without_tokenizer,
+    "text and images": with_images,
+    "broken weights": lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100),
+    "a layer is missing": tensors(lambda state: {key: v for key, v in state.items() if "layer.2." not in key}),
+    "other names": tensors(lambda state: {f"other.{key}": value for key, value in state.items()}),
+    "other shapes": tensors(lambda state: state | {"embeddings.word_embeddings.weight": torch.zeros(7, 32)}),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_folders_that_are_no_text_model(kind, tmp_path):
+    folder = save_bert(tmp_path / "text")
+    BROKEN[kind](folder)
+    refused(lambda: make_bert(folder), str(folder), "tokenizer" if kind == "no tokenizer" else "")
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
@@ -297,44 +286,6 @@ def test_attention_that_a_config_names_is_not_fetched(key, tmp_path):
     rebuilt = rebuild_text_encoder(stored, 64, folder)
     for made in (encoder, rebuilt):
         assert made.body.config._attn_implementation in ("sdpa", "eager")
-
-
-def test_directory_without_a_tokenizer(tmp_path):
-    BertModel(BertConfig(vocab_size=len(BERT_WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                         intermediate_size=32)).save_pretrained(tmp_path / "text")  # fmt: skip
-    refused(lambda: make_bert(tmp_path / "text"), "tokenizer")
-
-
-@pytest.mark.parametrize("kind", ["a layer is missing", "no name fits"])
-def test_text_weights_that_do_not_cover_the_model(kind, tmp_path):
-    folder = save_bert(tmp_path / "text")
-    state = load_file(folder / "model.safetensors")
-    if kind == "a layer is missing":
-        state = {name: value for name, value in state.items() if "layer.2." not in name}
-    else:
-        state = {f"other.{name}": value for name, value in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(lambda: make_bert(folder), str(folder))
-
-
-@pytest.mark.parametrize("kind", ["broken", "other shapes"])
-def test_broken_text_weights(kind, tmp_path):
-    folder = save_bert(tmp_path / "text")
-    if kind == "broken":
-        (folder / "model.safetensors").write_bytes(b"x" * 100)
-    else:
-        state = load_file(folder / "model.safetensors")
-        state["embeddings.word_embeddings.weight"] = torch.zeros(7, 32)
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(lambda: make_bert(folder), str(folder))
-
-
-def test_model_of_text_and_images(tmp_path):
-    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = CLIPConfig(text_config=part | {"vocab_size": 20}, vision_config=part | {"image_size": 16, "patch_size": 8})
-    folder = save_bert(tmp_path / "text")
-    CLIPModel(config).save_pretrained(folder)
-    refused(lambda: make_bert(folder), str(folder))
 
 
 def test_positions_that_tokens_cannot_use(tmp_path):

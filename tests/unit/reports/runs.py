@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from simzss.evaluation.counts import Counts, class_counts, counts_file, miou, save_counts
+from simzss.evaluation.counts import Counts, counts_file, save_counts
+from simzss.evaluation.metrics import class_counts, mious
 
 
 def counts_of(
@@ -35,7 +36,12 @@ def write_run(folder: Path, columns: dict[tuple[str, str], Counts], **results: A
     content: dict[str, Any] = {}
     for (benchmark, names), counts in columns.items():
         save_counts(counts_file(folder, benchmark, names), counts)
-        score = {"mIoU": miou(counts.per_image.sum(dim=0)), "aAcc": 1.0, "per_class": {}, "images": len(counts.images)}
+        score = {
+            "mIoU": float(mious(counts.per_image.sum(dim=0))),
+            "aAcc": 1.0,
+            "per_class": {},
+            "images": len(counts.images),
+        }
         if names == "plain":
             content[benchmark] = score | content.get(benchmark, {})
         else:

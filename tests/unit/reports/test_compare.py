@@ -9,11 +9,11 @@ import torch
 from markdown_it import MarkdownIt
 
 from simzss import cli
-from simzss.config import compose
-from simzss.errors import InputError
-from simzss.evaluation.bootstrap import bootstrap_differences
-from simzss.evaluation.counts import Counts, counts_file, load_counts, miou
-from simzss.reports.compare import compare_counts, compare_runs, run_comparison
+from simzss.evaluation.bootstrap import difference_interval
+from simzss.evaluation.counts import Counts, counts_file, load_counts
+from simzss.evaluation.metrics import mious
+from simzss.reports.compare import Column, compare_counts, compare_runs
+from tests.support.models import refused
 from tests.support.program import exit_code
 from tests.unit.reports.pages import Page
 from tests.unit.reports.runs import counts_of, write_run
@@ -44,16 +44,21 @@ def runs(tmp_path):
     ]
 
 
+def miou(per_image):
+    return float(mious(per_image.sum(dim=0)))
+
+
 def compared(runs, resamples=200, seed=0, confidence=0.95):
     return compare_runs(runs, resamples, seed, confidence)
 
 
 def test_differences_of_equal_photos(runs):
     result = compared(runs[:2])
+    assert compared(runs).differences[:2] == result.differences  # whatever other runs there are
     assert [(item.benchmark, item.names) for item in result.differences] == [PLAIN, ENGINEERED]
     for item, names in zip(result.differences, ("plain", "engineered"), strict=True):
         first, second = (load_counts(counts_file(run, "voc20", names)) for run in runs[:2])
-        before, after = miou(first.per_image.sum(dim=0)), miou(second.per_image.sum(dim=0))
+        before, after = miou(first.per_image), miou(second.per_image)
         assert (item.reference_miou, item.run_miou) == pytest.approx((before, after))
         assert item.difference == pytest.approx(after - before)
         assert item.low < item.difference < item.high
@@ -65,19 +70,20 @@ def test_differences_of_equal_photos(runs):
 def test_images_are_matched_by_name_not_by_place(runs):
     first, second = (load_counts(counts_file(run, "voc20")) for run in runs[:2])
     assert first.images != second.images
-    numbers = compare_counts(first, second, 100, 0, 0.9)
+    column = Column("run", *PLAIN)
+    found = compare_counts(column, first, second, 100, 0, 0.9)
     order = torch.tensor([second.images.index(name) for name in first.images])
-    expected = bootstrap_differences(first.per_image, second.per_image[order], 100, 0).sort().values
-    assert expected[0] <= numbers["low"] <= expected[10] and expected[-11] <= numbers["high"] <= expected[-1]
+    expected = difference_interval(first.per_image, second.per_image[order], 100, 0, 0.9)
+    assert (found.low, found.high) == expected
     turned = Counts(first.images[::-1], first.classes, first.per_image.flip(0), first.confusion)
-    assert compare_counts(turned, second, 100, 0, 0.9) == numbers
+    assert compare_counts(column, turned, second, 100, 0, 0.9) == found
 
 
 def test_images_of_one_run_only_are_left_out_and_counted(runs):
     (item,) = (item for item in compared(runs).differences if item.run == str(runs[2]))
     assert (item.images, item.only_reference, item.only_run) == (26, 4, 2)
     first = load_counts(counts_file(runs[0], "voc20"))
-    assert item.reference_miou == pytest.approx(miou(first.per_image[4:].sum(dim=0)))
+    assert item.reference_miou == pytest.approx(miou(first.per_image[4:]))
 
 
 def test_what_only_one_run_has_is_listed(runs):
@@ -114,10 +120,6 @@ def test_seed_and_confidence(runs):
     assert wide_low < low < high < wide_high
 
 
-def test_comparison_does_not_depend_on_the_other_runs(runs):
-    assert compared(runs).differences[:2] == compared(runs[:2]).differences
-
-
 def test_other_masks_are_noticed(tmp_path, runs):
     counts = load_counts(counts_file(runs[0], "voc20"))
     # The same photos with one more pixel of a class that the model missed.
@@ -150,34 +152,31 @@ def test_results_without_counts_in_both_runs_are_passed_over(tmp_path):
     assert item.benchmark == "voc20_untrained" and "voc20_untrained.safetensors" in item.reason
 
 
-def refused(runs, *parts):
-    with pytest.raises(InputError) as caught:
-        compared(runs)
-    message = str(caught.value)
-    assert "\n" not in message and all(str(part) in message for part in parts), message
+def refuses(runs, *parts):
+    refused(lambda: compared(runs), *map(str, parts))
 
 
 def test_refuses_folders_without_results(tmp_path, runs):
-    refused([], "two runs")
-    refused(runs[:1], "two runs", "simzss report")
-    refused([runs[0], tmp_path / "gone"], tmp_path / "gone" / "results.json", "does not exist")
+    refuses([], "two runs")
+    refuses(runs[:1], "two runs", "simzss report")
+    refuses([runs[0], tmp_path / "gone"], tmp_path / "gone" / "results.json", "does not exist")
     for content in ("{", "[]", '{"voc20": 3}', "\x00"):
         (runs[1] / "results.json").write_text(content)
-        refused(runs[:2], runs[1] / "results.json")
+        refuses(runs[:2], runs[1] / "results.json")
 
 
 def test_refuses_missing_and_broken_counts(runs):
     path = counts_file(runs[1], "voc20", "engineered")
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    refused(runs[:2], path, "cannot be read")
+    refuses(runs[:2], path, "cannot be read")
     path.unlink()
-    refused(runs[:2], path, "do not exist")
+    refuses(runs[:2], path, "do not exist")
 
 
 def test_refuses_counts_of_another_measurement(runs):
     counts_file(runs[1], "voc20").write_bytes(counts_file(runs[0], "voc20").read_bytes())
-    refused(runs[:2], counts_file(runs[1], "voc20"), runs[1] / "results.json", "different measurements")
+    refuses(runs[:2], counts_file(runs[1], "voc20"), runs[1] / "results.json", "different measurements")
 
 
 @pytest.mark.parametrize(
@@ -185,13 +184,13 @@ def test_refuses_counts_of_another_measurement(runs):
 )
 def test_refuses_different_classes(tmp_path, runs, classes, says):
     other = write_run(tmp_path / "d", {PLAIN: counts_of(IMAGES, classes)})
-    refused([runs[0], other], counts_file(runs[0], "voc20"), counts_file(other, "voc20"), "different classes", *says)
+    refuses([runs[0], other], counts_file(runs[0], "voc20"), counts_file(other, "voc20"), "different classes", *says)
 
 
 def test_refuses_runs_without_anything_in_common(tmp_path, runs):
     empty = write_run(tmp_path / "empty", {})
-    refused([runs[0], empty], runs[0], empty, "no benchmark", "voc20")
-    refused([empty, empty], "no benchmark")
+    refuses([runs[0], empty], runs[0], empty, "no benchmark", "voc20")
+    refuses([empty, empty], "no benchmark")
 
 
 # ----------------------------------------------------------------------------------------------- the command
@@ -247,28 +246,20 @@ def test_command(command, runs):
         assert "90 %" in shown.text and "not what another training seed would" in shown.text
 
 
-def test_command_writes_where_the_configuration_says(command, runs):
-    code, _, _ = command("report", *runs[:2], "resamples=3")
-    assert code == 0
-    assert sorted(path.name for path in Path("outputs/compare").iterdir()) == [
-        "comparison.html",
-        "comparison.json",
-        "comparison.md",
-    ]
-
-
 def test_names_are_escaped(command, tmp_path):
     counts = counts_of("ab", CLASSES)
     name = "a|b<script>&"
     odd = write_run(tmp_path / "x<i>y", {(name, "plain"): counts})
-    code, _, _ = command("report", odd, odd, "output_dir=cmp", "resamples=3")
+    code, _, _ = command("report", odd, odd, "resamples=3")
     assert code == 0
-    html = Path("cmp/comparison.html").read_text(encoding="utf-8")
+    html = Path("outputs/compare/comparison.html").read_text(encoding="utf-8")
     page = Page(html)
     page.assert_self_contained()
     assert "<script>" not in html and "<i>" not in html
     assert name in page.cells and "x<i>y" in page.text
-    markdown = Page(MarkdownIt().enable("table").render(Path("cmp/comparison.md").read_text(encoding="utf-8")))
+    markdown = Page(
+        MarkdownIt().enable("table").render(Path("outputs/compare/comparison.md").read_text(encoding="utf-8"))
+    )
     assert name in markdown.cells and "x<i>y" in markdown.text
 
 
@@ -276,15 +267,10 @@ def test_names_are_escaped(command, tmp_path):
     ("arguments", "says"),
     [
         ([], ["two runs"]),
-        (["a"], ["two runs"]),
-        (["a", "gone"], ["gone/results.json", "does not exist"]),
         (["a", "b", "resamples=0"], ["resamples=0"]),
-        (["a", "b", "resamples=many"], ["resamples=many"]),
         (["a", "b", "seed=-1"], ["seed=-1"]),
         (["a", "b", "confidence=1"], ["confidence=1"]),
-        (["a", "b", "confidence=95"], ["confidence=95"]),
         (["a", "b", "sed=1"], ["'sed'", "seed"]),
-        (["a", "b", "--fast"], ["--fast"]),
         (["a", "b", "output_dir=a/results.json/x"], ["output_dir=a/results.json/x"]),
     ],
 )
@@ -294,8 +280,3 @@ def test_command_refuses_in_one_line(command, runs, arguments, says):
     assert err.startswith("error: ") and err.count("\n") == 1
     assert all(part in err for part in says), err
     assert not Path("outputs").exists()
-
-
-def test_settings_are_checked_before_anything_is_read(tmp_path):
-    with pytest.raises(InputError, match="resamples=0"):
-        run_comparison(compose("report", ["resamples=0"]), [tmp_path, tmp_path])

@@ -1,32 +1,27 @@
+"""Class names to weights, and cosines to labels."""
+
 import numpy as np
 import pytest
 import torch
 
-from simzss.models.simzss import SimZSS
-from simzss.segmentation.background import Background
-from simzss.segmentation.classifier import Classifier, build_classifier
+from simzss.data.settings import Background
+from simzss.segmentation.classifier import Classifier, build_classifier, parse_classes
 from simzss.segmentation.prompts import embed_names, templates
 from tests.support.models import refused, scratch_model
 
 NAMES = ("cat", "dog", "tree", "car")
-WORDS = ("sky", "wall")
-THRESHOLD = Background("threshold", threshold=0.4)
+WORDS = ["sky", "wall"]
+THRESHOLD = Background(kind="threshold", threshold=0.4)
 TEMPERATURE = 0.07
 
 
-def build(classes, background: Background | None = None, readout: str = "concept", model: SimZSS | None = None):
-    return build_classifier(
-        model or scratch_model(),
-        classes,
-        background=background or Background(),
-        template_set="photo",
-        readout=readout,
-        temperature=TEMPERATURE,
-    )
+def build(classes, background: Background | None = None, merge: str = "mean") -> Classifier:
+    options = {"template_set": "photo", "text_pooling": "tokens", "temperature": TEMPERATURE, "merge": merge}
+    return build_classifier(scratch_model(), classes, background=background or Background(), **options)
 
 
 def vectors(*names: str) -> np.ndarray:
-    return embed_names(scratch_model(), names, templates("photo"), "concept").double().numpy()
+    return embed_names(scratch_model(), names, templates("photo"), "tokens").double().numpy()
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -36,45 +31,52 @@ def unit(rows: np.ndarray) -> np.ndarray:
 # Names to weights -------------------------------------------------------------------------------------------------
 
 
-def test_one_name_a_class():
-    found = build(NAMES)
-    assert found.names == NAMES
-    np.testing.assert_allclose(found.weights.numpy(), vectors(*NAMES), rtol=0, atol=1e-6)
-
-
-def test_several_names_are_the_normalised_mean():
-    found = build([["cat", "kitten", "kitty"], "dog", ("tree", "oak")])
-    assert found.names == ("cat", "dog", "tree")
-    cat, kitten, kitty, dog, tree, oak = vectors("cat", "kitten", "kitty", "dog", "tree", "oak")
-    expected = [unit((cat + kitten + kitty) / 3), dog, unit((tree + oak) / 2)]
+def test_a_class_is_the_normalised_mean_of_its_names():
+    found = build([["cat", "kitten", "kitty"], "dog", (" tree", "\toak\n"), "green   grass "])
+    assert found.names == ("cat", "dog", "tree", "green grass")
+    assert found.rows == (("cat", "kitten", "kitty"), ("dog",), ("tree", "oak"), ("green grass",))
+    cat, kitten, kitty, dog, tree, oak, grass = vectors("cat", "kitten", "kitty", "dog", "tree", "oak", "green grass")
+    expected = [unit((cat + kitten + kitty) / 3), dog, unit((tree + oak) / 2), grass]
     np.testing.assert_allclose(found.weights.numpy(), np.stack(expected), rtol=0, atol=1e-5)
     assert np.abs(found.weights[0].numpy() - cat).max() > 0.01
 
 
 def test_background_words_come_after_the_classes():
-    found = build([["cat", "kitten"], "dog"], Background("words", words=WORDS))
+    found = build([["cat", "kitten"], "dog"], Background(kind="words", words=WORDS))
     assert found.names == ("background", "cat", "dog")
     cat, kitten, dog, sky, wall = vectors("cat", "kitten", "dog", *WORDS)
     expected = np.stack([unit((cat + kitten) / 2), dog, sky, wall])
     np.testing.assert_allclose(found.weights.numpy(), expected, rtol=0, atol=1e-5)
+    by_threshold = build(NAMES, THRESHOLD)  # which has no vector
+    assert by_threshold.names == ("background", *NAMES) and by_threshold.weights.shape == (4, 64)
 
 
-def test_background_by_threshold_has_no_vector():
-    found = build(NAMES, THRESHOLD)
-    assert found.names == ("background", *NAMES)
-    assert found.weights.shape == (4, 64)
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ("cat", [("cat",)]),
+        ("cat,dog", [("cat",), ("dog",)]),
+        (" cat / kitten , dog ,, ", [("cat", "kitten"), ("dog",)]),
+        (["cat/kitten", "dog"], [("cat", "kitten"), ("dog",)]),
+        ([["cat", "1/2 cat"], ("dog",)], [("cat", "1/2 cat"), ("dog",)]),  # lists of names are taken as they are
+        (
+            {"cat": ["kitten", "kitty"], "dog": [], "cow": "calf/ox"},
+            [("cat", "kitten", "kitty"), ("dog",), ("cow", "calf", "ox")],
+        ),
+    ],
+)
+def test_classes_in_every_form(classes, expected):
+    assert parse_classes(classes) == expected
 
 
-def test_white_space_does_not_matter():
-    found = build([" green   grass ", "\tdog\n"])
-    assert found.names == ("green grass", "dog")
-    np.testing.assert_allclose(found.weights.numpy(), vectors("green grass", "dog"), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("classes", ["", " , ,", [], [""], {}])
+def test_no_classes(classes):
+    refused(lambda: parse_classes(classes), "classes is empty")
 
 
 @pytest.mark.parametrize(
     ("classes", "parts"),
     [
-        ([], ["class list is empty"]),
         (["cat", ""], ["empty name", "cat"]),
         (["cat", "  \t"], ["empty name"]),
         (["cat", []], ["empty name"]),
@@ -90,16 +92,12 @@ def test_refused(classes, parts):
 
 @pytest.mark.parametrize("word", ["", "   ", "very " * 60])
 def test_background_words_are_checked_too(word):
-    refused(lambda: build(NAMES, Background("words", words=("sky", word))), "empty")
+    refused(lambda: build(NAMES, Background(kind="words", words=["sky", word])), "empty")
 
 
-@pytest.mark.parametrize("background", [THRESHOLD, Background("words", words=WORDS)], ids=["threshold", "words"])
+@pytest.mark.parametrize("background", [THRESHOLD, Background(kind="words", words=WORDS)], ids=["threshold", "words"])
 def test_class_named_background(background):
     refused(lambda: build(["background", "cat"], background), "background")
-
-
-def test_a_text_is_no_list():
-    refused(lambda: build("cat"), "cat")
 
 
 # Cosines to labels ------------------------------------------------------------------------------------------------
@@ -119,99 +117,50 @@ def classifier(count: int, background: Background) -> Classifier:
     return Classifier(names, torch.eye(rows, 16), (1,) * rows, background, TEMPERATURE)
 
 
-def test_similarity_is_the_cosine():
-    found = build(NAMES)
-    random = np.random.default_rng(0)
-    patches = unit(random.normal(size=(2, 5, 64)))
-    similarity = found.similarity(torch.tensor(patches).float())
-    assert similarity.shape == (2, 4, 5)
-    for b in range(2):
-        for k, name in enumerate(NAMES):
-            for n in range(5):
-                expected = (patches[b, n] * vectors(name)[0]).sum()
-                assert similarity[b, k, n].item() == pytest.approx(expected, abs=1e-5)
+def test_similarity_is_the_best_cosine_of_a_class():
+    patches = unit(np.random.default_rng(0).normal(size=(2, 5, 64)))
+    flat = patches @ vectors("cat", "kitten", "dog", *WORDS).T
+    rule = Background(kind="words", words=WORDS)
+    for classes, merge, expected in (
+        ("cat,kitten,dog", "mean", flat),
+        ("cat/kitten,dog", "max", np.concatenate([flat[..., :2].max(axis=-1, keepdims=True), flat[..., 2:]], axis=-1)),
+    ):
+        found = build(classes, rule, merge=merge).similarity(torch.tensor(patches).float())
+        np.testing.assert_allclose(found.numpy(), expected.transpose(0, 2, 1), rtol=0, atol=1e-5)
 
 
-def test_without_background():
-    given = cosines(4)
-    logits = classifier(4, Background()).logits(torch.tensor(given))
-    np.testing.assert_allclose(logits.numpy(), given / TEMPERATURE, rtol=1e-5)
-    assert logits.dtype == torch.float32
-    assert (logits.argmax(dim=0).numpy() == given.argmax(axis=0)).all()
+def by_rule(cosines: np.ndarray, count: int, background: Background) -> tuple[int, list[float]]:
+    """Label and logits of one pixel, from its cosines with some classes and the background words, in float64."""
+    scaled = cosines / TEMPERATURE
+    logits = scaled - np.log(np.exp(scaled).sum()) if background.has_threshold else scaled
+    if not background.present:
+        return int(logits.argmax()), list(logits)
+    rivals = [*logits[count:], *([np.log(background.threshold)] if background.has_threshold else [])]
+    best = int(logits.argmax())
+    away = best >= count or (background.has_threshold and np.exp(logits[best]) < background.threshold)
+    return 0 if away else best + 1, [max(rivals), *logits[:count]]
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
-def test_threshold_is_on_the_best_probability(threshold):
-    given = cosines(4)
-    logits = classifier(4, Background("threshold", threshold=threshold)).logits(torch.tensor(given))
-    assert logits.shape == (5, 9, 11)
-    labels = logits.argmax(dim=0).numpy()
-    backgrounds = 0
+RULES = [
+    Background(),
+    *(Background(kind="threshold", threshold=value) for value in (0.3, 0.5, 0.9)),
+    Background(kind="words", words=WORDS),
+    Background(kind="both", threshold=0.4, words=WORDS),
+]
+
+
+@pytest.mark.parametrize("background", RULES)
+def test_labels_and_logits_follow_the_rule(background):
+    """The threshold is on the best probability; the best background word goes to class 0."""
+    given, found = cosines(4 + len(background.words)), classifier(4, background)
+    logits, labels = found.logits(torch.tensor(given)), found.decide(torch.tensor(given).float())
+    assert logits.dtype == torch.float32 and torch.equal(labels, logits.argmax(dim=0))
     for y in range(9):
         for x in range(11):
-            scores = [np.exp(cosine / TEMPERATURE) for cosine in given[:, y, x]]
-            probabilities = [score / sum(scores) for score in scores]
-            expected = 0 if max(probabilities) < threshold else 1 + probabilities.index(max(probabilities))
-            assert labels[y, x] == expected, (y, x, probabilities)
-            for k in range(4):
-                assert logits[k + 1, y, x].item() == pytest.approx(np.log(probabilities[k]), abs=1e-4)
-            backgrounds += expected == 0
-    assert 5 < backgrounds < 94  # both sides of the rule occur
-    np.testing.assert_allclose(logits[0].numpy(), np.log(threshold), rtol=1e-5)
-
-
-def test_best_background_word_goes_to_class_0():
-    given = cosines(5)  # three classes and two words
-    logits = classifier(3, Background("words", words=WORDS)).logits(torch.tensor(given))
-    assert logits.shape == (4, 9, 11)
-    seen = set()
-    for y in range(9):
-        for x in range(11):
-            one = list(given[:, y, x])
-            best = one.index(max(one))
-            expected = 0 if best >= 3 else best + 1
-            assert logits[:, y, x].argmax().item() == expected
-            assert logits[0, y, x].item() == pytest.approx(max(one[3], one[4]) / TEMPERATURE, rel=1e-4)
-            assert logits[1:, y, x].tolist() == pytest.approx([value / TEMPERATURE for value in one[:3]], rel=1e-4)
-            seen.add(best)
-    assert seen == {0, 1, 2, 3, 4}
-
-
-BOTH = Background("both", threshold=0.4, words=WORDS)
-
-
-@pytest.mark.parametrize("background", [Background(), THRESHOLD, Background("words", words=WORDS), BOTH])
-def test_decisions_are_the_argmax_of_the_logits(background):
-    found = classifier(4, background)
-    given = torch.tensor(cosines(4 + len(background.words), seed=3)).float()
-    labels = found.decide(given)
-    assert torch.equal(labels, found.logits(given).argmax(dim=0))
-    assert len(labels.unique()) >= 4
-    if found.prunable:
-        rows = torch.arange(len(given))[given.flatten(1).amax(dim=1) > 0.1]
-        assert torch.equal(found.decide(given[rows], rows), labels) or len(rows) < len(given)
-
-
-def test_words_and_threshold():
-    given = torch.tensor(cosines(6, seed=5)).float()
-    labels = classifier(4, BOTH).decide(given)
-    probability = (given / TEMPERATURE).softmax(dim=0)
-    best, row = probability.max(dim=0)
-    assert torch.equal(labels, torch.where((row >= 4) | (best < 0.4), 0, row + 1))
-    assert ((row >= 4) & (best > 0.4)).any() and ((row < 4) & (best < 0.4)).any()
-
-
-def test_several_vectors_of_a_class_score_as_their_best():
-    found = build_classifier(
-        scratch_model(),
-        [["cat", "kitten"], "dog"],
-        background=Background("words", words=WORDS),
-        template_set="photo",
-        readout="concept",
-        temperature=TEMPERATURE,
-        merge="max",
-    )
-    patches = torch.nn.functional.normalize(torch.randn(1, 7, 64), dim=-1)
-    similarity = found.similarity(patches)[0].double().numpy()
-    flat = vectors("cat", "kitten", "dog", *WORDS) @ patches[0].double().numpy().T
-    np.testing.assert_allclose(similarity, np.stack([flat[:2].max(axis=0), *flat[2:]]), rtol=0, atol=1e-5)
+            label, expected = by_rule(given[:, y, x], 4, background)
+            assert labels[y, x] == label
+            assert logits[:, y, x].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert len(labels.unique()) >= 4 and (not background.present or 5 < (labels == 0).sum() < 97)
+    if found.prunable:  # rows that win nowhere may be left out
+        rows = torch.tensor(given).flatten(1).argmax(dim=0).unique()
+        assert torch.equal(found.decide(torch.tensor(given[rows]).float(), rows), labels)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from itertools import permutations
 
 import numpy as np
 import pytest
@@ -10,26 +9,24 @@ import torch
 import torch.nn.functional as F
 
 from simzss.data.benchmark import IGNORE
-from simzss.losses.mask import MaskLossConfig
-from simzss.models.mask_head.head import HeadConfig, MultiResHead, Round, build_head
+from simzss.losses.settings import MaskLossSettings
+from simzss.models.mask_head.head import DecoderOutput, build_mask_head
+from simzss.models.settings import MaskHeadSettings
 from simzss.models.simzss import SimZSS
-from simzss.segmentation.protocol import WHOLE_336
-from simzss.training import mask_module
+from simzss.segmentation.settings import Protocol
 from simzss.training.data.masks import MaskBatch
 from simzss.training.mask_module import MaskModule
-from simzss.training.optim import OptimConfig, build_optimizer
+from simzss.training.settings import OptimSettings
+from tests.support.loops import sampled
 from tests.support.models import make_backbone, make_scratch, shaken
+from tests.unit.losses.loops import bce_of, cheapest, dice_of, softmax
 
-CLASSES, QUERIES, POINTS, SIDE = 6, 5, 16, 128
-LOSS = MaskLossConfig(2.0, 5.0, 3.0, no_object=0.1, points=POINTS, oversample=3.0, important=0.75)
-HEAD = HeadConfig(
-    window=64, scale=2, views="both", gate=True, restore=True, masked=True, depths=(0, 2), width=16, heads=2,
-    queries=QUERIES, layers=2, upsample=2, learned_share=0.4, unseen_share=0.8,
-)  # fmt: skip
-ROUNDS = HEAD.layers + 1
+CLASSES, QUERIES, POINTS, SIDE, LAYERS = 6, 5, 16, 128, 3
+LOSS = MaskLossSettings(class_weight=2, bce_weight=5, dice_weight=3, num_points=POINTS)
+HEAD = MaskHeadSettings(window=64, depths=(0, 2), width=16, heads=2, queries=QUERIES, layers=LAYERS - 1, upsample=2)
 
 
-class Loose(MaskModule):
+class Unlogged(MaskModule):
     """A module outside of a run, which keeps what it would log."""
 
     def log(self, name, value, **_):
@@ -52,14 +49,13 @@ def frozen() -> SimZSS:
 
 
 @pytest.fixture
-def module(frozen) -> Loose:
+def module(frozen) -> Unlogged:
     torch.manual_seed(4)
-    frozen.multires = shaken(build_head(HEAD, frozen.backbone))
+    frozen.mask_head = shaken(build_mask_head(HEAD, frozen.backbone))
     groups = [(f"class {number}",) for number in range(CLASSES)]
-    optim = OptimConfig(1e-3, (0.9, 0.999), 1e-8, 0.05, 0.0)
-    made = Loose(frozen, groups, LOSS, optim, WHOLE_336, "concept", 0)
+    made = Unlogged(frozen, groups, LOSS, OptimSettings(), Protocol(), 0)
     made.logged = {}
-    made.words = F.normalize(torch.randn(CLASSES, frozen.backbone.width), dim=1)
+    made.class_vectors = F.normalize(torch.randn(CLASSES, frozen.backbone.width), dim=1)
     return made
 
 
@@ -87,229 +83,112 @@ def plain(parts: dict[str, torch.Tensor]) -> dict[str, float]:
     return {name: value.item() for name, value in parts.items()}
 
 
-def said_of(module: Loose, images: torch.Tensor) -> list[Round]:
-    head = module.model.multires
-    return head(head.look(module.model.backbone, module.model.feature_norm.patches, images))
-
-
-@pytest.fixture
-def same_points(monkeypatch):
-    """Every image and every mask is looked at in the same points, whatever is predicted."""
-    grid = torch.rand(POINTS, 2, generator=torch.Generator().manual_seed(6))
-    monkeypatch.setattr(torch, "rand", lambda rows, *_, device: grid.expand(rows, -1, -1))
-    monkeypatch.setattr(mask_module, "uncertain_points", lambda masks, config: grid.expand(len(masks), -1, -1))
-    return grid
-
-
-@pytest.fixture
-def says(monkeypatch):
-    """Makes the head say given rounds."""
-
-    def say(rounds: list[Round]) -> None:
-        monkeypatch.setattr(MultiResHead, "forward", lambda self, levels: rounds)
-
-    return say
-
-
-# The loss, by loops --------------------------------------------------------------------------------------------------
-
-
-def value_at(mask: np.ndarray, across: float, down: float) -> float:
-    """Bilinear between the centres of cells, the rim beyond them."""
-    height, width = mask.shape
-    x, y = min(max(across * width - 0.5, 0), width - 1), min(max(down * height - 0.5, 0), height - 1)
-    left, top = int(x), int(y)
-    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
-    upper = mask[top, left] * (left + 1 - x) + mask[top, right] * (x - left)
-    lower = mask[bottom, left] * (left + 1 - x) + mask[bottom, right] * (x - left)
-    return upper * (top + 1 - y) + lower * (y - top)
-
-
-def compared(mask: np.ndarray, labels: np.ndarray, wanted: int, points: np.ndarray) -> tuple[float, float]:
+def compared(mask: torch.Tensor, labels: torch.Tensor, wanted: int, points: torch.Tensor) -> tuple[float, float]:
     """Cross-entropy and dice loss of one mask and one class at points."""
-    entropy, both, predicted, true, counted = 0.0, 0.0, 0.0, 0.0, 0
-    for across, down in points:
-        label = labels[int(down * SIDE), int(across * SIDE)]
-        if label == IGNORE:
-            continue
-        logit, inside = value_at(mask, across, down), float(label == wanted)
-        chance = 1 / (1 + math.exp(-logit))
-        entropy -= inside * math.log(chance) + (1 - inside) * math.log1p(-chance)
-        both, predicted, true, counted = both + chance * inside, predicted + chance, true + inside, counted + 1
-    return entropy / max(counted, 1), 1 - (2 * both + 1) / (predicted + true + 1)
+    found = [int(labels[int(down * SIDE), int(across * SIDE)]) for across, down in points.tolist()]
+    values = [value_at(mask, point) for point in points.tolist()]
+    rows = values, [label == wanted for label in found], [label != IGNORE for label in found]
+    return bce_of(*rows), dice_of(*rows)
 
 
-def cheapest(cost: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of query and object, by query, of least total cost, by trying all."""
-    queries, objects = cost.shape
-    if queries >= objects:
-        tried = [list(zip(chosen, range(objects), strict=True)) for chosen in permutations(range(queries), objects)]
-    else:
-        tried = [list(zip(range(queries), chosen, strict=True)) for chosen in permutations(range(objects), queries)]
-    return sorted(min(tried, key=lambda pairs: sum(cost[pair] for pair in pairs)))
+def value_at(mask: torch.Tensor, point: list[float]) -> float:
+    return float(sampled(mask[None], point[1] * mask.shape[0] - 0.5, point[0] * mask.shape[1] - 0.5))
 
 
-def probabilities_of(vectors: np.ndarray, words: np.ndarray, none: np.ndarray, scale: float) -> np.ndarray:
-    """(Q, K + 1)."""
-    every = np.concatenate([words, none[None] / np.linalg.norm(none)])
-    powers = np.exp(scale * vectors @ every.T)
-    return powers / powers.sum(axis=1, keepdims=True)
+def draws(labels: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The random points of a step: those of the matching of all layers, then two of each layer's losses."""
+    matched = sum(min(QUERIES, sum(int(label) < CLASSES for label in own.unique())) for own in labels)
+    for _ in range(LAYERS):
+        yield torch.rand(len(labels), POINTS, 2)
+    for _ in range(LAYERS):
+        yield torch.rand(matched, 3 * POINTS, 2)
+        yield torch.rand(matched, POINTS // 4, 2)
 
 
-def loss_by_loops(module: Loose, rounds: list[Round], labels: np.ndarray, draws: Iterator[np.ndarray]) -> dict:
-    """The parts of the loss over all rounds, from what the head said and the random points in the order drawn: first
-    those of all rounds' assignments."""  # fmt: skip
-    head, words = module.model.multires, module.words.double().numpy()
-    none = head.no_object.detach().double().numpy()
+def loss_by_loops(module: Unlogged, outputs: list[DecoderOutput], labels: torch.Tensor) -> dict[str, float]:
+    """The parts of the loss over all layers, from what the head predicted."""
+    head, points = module.head, draws(labels)
+    none = F.normalize(head.no_object.detach().double(), dim=0)
+    every = torch.stack([*module.class_vectors.double(), none]).numpy()
     scale = min(math.exp(float(head.logit_scale.detach())), 100.0)
     parts = {"class": 0.0, "bce": 0.0, "dice": 0.0}
-    for said, points in zip(rounds, [next(draws) for _ in rounds], strict=True):
-        pairs, found = [], []
-        masks = said.masks.detach().double().numpy()
-        for row, own in enumerate(labels):
-            chances = probabilities_of(said.vectors[row].detach().double().numpy(), words, none, scale)
+    for output, at in zip(outputs, [next(points) for _ in outputs], strict=True):
+        pairs, chances, masks = {}, [], output.masks.detach().double()
+        for image, own in enumerate(labels):
+            logits = scale * output.embeddings[image].detach().double().numpy() @ every.T
+            chances.append([softmax(row) for row in logits.tolist()])
             objects = [label for label in range(CLASSES) if (own == label).any()]
-            cost = np.zeros((QUERIES, len(objects)))
-            for query in range(QUERIES):
-                for number, label in enumerate(objects):
-                    bce, dice = compared(masks[row, query], own, label, points[row])
-                    cost[query, number] = -2.0 * chances[query, label] + 5.0 * bce + 3.0 * dice
-            pairs += [(row, query, objects[number]) for query, number in cheapest(cost)]
-            found.append(chances)
-        told = {(row, query): label for row, query, label in pairs}
-        weights = {
-            (row, query): 1.0 if (row, query) in told else 0.1
-            for row, own in enumerate(labels)
-            for query in range(QUERIES)
-            if (own != IGNORE).any()
-        }
-        entropy = sum(-weight * math.log(found[row][query, told.get((row, query), CLASSES)])
-                      for (row, query), weight in weights.items())  # fmt: skip
-        parts["class"] += 2.0 * entropy / max(sum(weights.values()), 1e-6)
-        tried, anywhere = next(draws), next(draws)
-        for number, (row, query, label) in enumerate(pairs):
-            unsure = sorted(tried[number], key=lambda point: abs(value_at(masks[row, query], *point)))
-            bce, dice = compared(masks[row, query], labels[row], label, [*unsure[:12], *anywhere[number]])
-            parts["bce"] += 5.0 * bce / len(pairs)
-            parts["dice"] += 3.0 * dice / len(pairs)
+            cost = torch.zeros(QUERIES, len(objects))
+            for query, number in np.ndindex(*cost.shape):
+                bce, dice = compared(masks[image, query], own, objects[number], at[image])
+                cost[query, number] = 5 * bce + 3 * dice - 2 * chances[image][query][objects[number]]
+            pairs |= {(image, query): objects[number] for query, number in cheapest(cost)}
+        weights = {key: 1.0 if key in pairs else 0.1 for key in np.ndindex(len(labels), QUERIES)
+                   if (labels[key[0]] != IGNORE).any()}  # fmt: skip
+        entropy = {key: -math.log(chances[key[0]][key[1]][pairs.get(key, CLASSES)]) for key in weights}
+        parts["class"] += 2 * sum(weights[key] * entropy[key] for key in weights) / max(sum(weights.values()), 1e-6)
+        candidates, anywhere = next(points), next(points)
+        for number, ((image, query), label) in enumerate(pairs.items()):
+            mask = masks[image, query]
+            unsure = sorted(candidates[number].tolist(), key=lambda point, mask=mask: abs(value_at(mask, point)))
+            chosen = torch.cat([torch.tensor(unsure[: POINTS * 3 // 4]), anywhere[number]])
+            bce, dice = compared(mask, labels[image], label, chosen)
+            parts["bce"] += 5 * bce / len(pairs)
+            parts["dice"] += 3 * dice / len(pairs)
     return parts
 
 
 @pytest.mark.parametrize("labels", [(TWO,), (TWO, MANY, NONE, UNCOUNTED), (NONE, UNCOUNTED), (UNCOUNTED,)])
-def test_loss_by_loops(module, monkeypatch, labels):
-    draws, draw = [], torch.rand
-
-    def noted(*shape, **options):
-        draws.append(draw(*shape, **options))
-        return draws[-1]
-
-    monkeypatch.setattr(torch, "rand", noted)
+def test_a_step_by_loops(module, labels):
+    """The loss is the sum of its parts; every layer's outputs have their share of it."""
+    made, outputs = batch(*labels), []
+    hook = module.head.register_forward_hook(lambda head, inputs, found: outputs.extend(found))
     torch.manual_seed(7)
-    made = batch(*labels)
-    parts = module.losses(made)
-    assert len(draws) == 3 * ROUNDS
-    numbers = (points.double().numpy() for points in draws)
-    expected = loss_by_loops(module, said_of(module, made.images), made.labels.numpy(), numbers)
-    assert plain(parts) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    loss = module.training_step(made, 0)
+    hook.remove()
+    torch.manual_seed(7)
+    expected = loss_by_loops(module, outputs, made.labels)
+    logged = {f"train/loss_{name}": value for name, value in expected.items()} | {"train/loss": sum(expected.values())}
+    logged |= {"train/empty_crops": sum(not (own < CLASSES).any() for own in labels), "crops": len(labels)}
+    assert module.logged == pytest.approx(logged, rel=1e-5, abs=1e-6)
+    assert loss.item() == module.logged["train/loss"] and module.background_crops == logged["train/empty_crops"]
     assert (expected["bce"] > 0) == (labels[0] is TWO) and (expected["class"] > 0) == (labels[0] is not UNCOUNTED)
 
-
-def test_step_is_the_sum_of_the_parts(module, same_points):
-    loss = module.training_step(batch(TWO, NONE, UNCOUNTED, TWO), 0)
-    parts = module.losses(batch(TWO, NONE, UNCOUNTED, TWO))
-    parts = plain(parts)
-    assert loss.item() == pytest.approx(sum(parts.values()), rel=1e-6)
-    logged = {"train/loss": loss.item(), "train/empty_crops": 2.0, "crops": 4}
-    logged |= {f"train/loss_{name}": value for name, value in parts.items()}
-    assert module.logged == pytest.approx(logged, rel=1e-6)
-    module.training_step(batch(NONE), 1)
-    assert module.empty == 3
-
-
-# What learns ---------------------------------------------------------------------------------------------------------
+    leaves = [part for output in outputs for part in (output.embeddings, output.masks)]
+    gradients = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for embeddings, masks in zip(gradients[::2], gradients[1::2], strict=True):
+        touched = (masks.flatten(2).abs().sum(dim=2) > 0).sum(dim=1).tolist()
+        assert touched == [min(QUERIES, sum(int(label) < CLASSES for label in own.unique())) for own in labels]
+        counts = [[bool((own != IGNORE).any())] * QUERIES for own in labels]
+        assert (embeddings.abs().sum(dim=2) > 0).tolist() == counts
+    parameters = torch.autograd.grad(loss, list(module.head.parameters()))  # all are there: DDP would wait for them
+    assert any(gradient.any() for gradient in parameters) == (labels[0] is not UNCOUNTED)
 
 
 def test_only_the_head_learns(module):
     model = module.model
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     everything = dict(model.named_parameters())
-    assert learning == {name for name in everything if name.startswith("multires.")}
+    learning = {name for name, parameter in everything.items() if parameter.requires_grad}
+    assert learning == {name for name in everything if name.startswith("mask_head.")}
     kept = {name for name in model.state_dict() if name.startswith("feature_norm.")}
     assert set(module.state_dict()) == {f"model.{name}" for name in learning | kept}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = build_optimizer(module.parameters(), 1e-3, (0.9, 0.999), 1e-8, 0.05)
     module.train()
     module.training_step(batch(TWO, MANY), 0).backward()
-    assert not [name for name in learning if everything[name].grad is None]  # DDP would wait for it
-    optimizer.step()
+    torch.optim.AdamW([everything[name] for name in sorted(learning)], lr=1e-3).step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed <= learning and len(changed) > 0.9 * len(learning)
-    assert not [name for name, parameter in everything.items() if name not in learning and parameter.grad is not None]
 
 
-def test_every_round_is_supervised(module, says):
-    made = batch(TWO, MANY)
-    rounds = said_of(module, made.images)
-    leaves = [[part.detach().requires_grad_() for part in (said.vectors, said.masks)] for said in rounds]
-    says([Round(vectors, masks, said.seen) for (vectors, masks), said in zip(leaves, rounds, strict=True)])
-    loss = module.training_step(made, 0)
-    loss.backward()
-    assert len(leaves) == ROUNDS
-    for vectors, masks in leaves:
-        assert (vectors.grad.abs().sum(dim=2) > 0).all()
-        touched = masks.grad.flatten(2).abs().sum(dim=2) > 0
-        assert touched.sum(dim=1).tolist() == [2, QUERIES]  # as many as there are objects, or queries
-
-
-# What does not count -------------------------------------------------------------------------------------------------
-
-
-def test_pixels_that_do_not_count_have_no_influence(module, says, same_points):
-    """The lower half of the picture is hidden: whatever masks say there, also to the assignment."""
-    made = batch(scene((3, 10, 10, 40, 70), (0, 10, 80, 50, 128), (IGNORE, 64, 0, 128, 128)))
-    rounds = said_of(module, made.images)
-    expected = plain(module.losses(made))
-    assert 0 < ((same_points[:, 1] > 0.5).sum()) < POINTS
-    cells = rounds[0].masks.shape[2]
-    changed = []
-    for number, said in enumerate(rounds):
-        masks = said.masks.clone()
-        # The first row of cells below the border reaches half a cell above it.
-        masks[:, :, cells // 2 + 1 :] = 40 * torch.randn(masks[:, :, cells // 2 + 1 :].shape).sign() * (number + 1)
-        changed.append(Round(said.vectors, masks, said.seen))
-    says(changed)
-    assert plain(module.losses(made)) == pytest.approx(expected, rel=1e-6)
-    made.labels[:, 64:] = CLASSES  # when the same pixels count, it matters
-    assert module.losses(made)["bce"].item() > 2 * expected["bce"]
-
-
-def test_a_crop_that_does_not_count_adds_nothing(module, same_points):
-    alone, beside = plain(module.losses(batch(TWO))), plain(module.losses(batch(TWO, UNCOUNTED)))
-    assert beside == pytest.approx(alone, rel=1e-5)
-    loss = module.training_step(batch(UNCOUNTED, UNCOUNTED), 0)
-    loss.backward()
-    assert loss.item() == 0
-    gradients = [parameter.grad for parameter in module.model.multires.parameters()]
-    assert not any(gradient.any() for gradient in gradients)  # and all of them are there
-
-
-def test_a_crop_without_a_class_teaches_only_that(module):
-    """All its queries have no object; it weighs little beside one that shows some."""
-    made = batch(NONE)
-    parts = module.losses(made)
-    assert parts["bce"].item() == parts["dice"].item() == 0
-    logits = [module.model.multires.class_logits(said.vectors, module.words) for said in said_of(module, made.images)]
-    expected = [-logit.double().log_softmax(dim=2)[..., -1].mean() for logit in logits]
-    assert parts["class"].item() == pytest.approx(2 * sum(expected).item(), rel=1e-5)
-    torch.stack(list(parts.values())).sum().backward()
-    head = module.model.multires
-    assert head.no_object.grad.any() and not any(p.grad.any() for p in head.pixels.parameters())
+def test_checkpoint_of_version_0_1(module):
+    checkpoint = {"state_dict": {name.replace("mask_head", "multires"): v for name, v in module.state_dict().items()}}
+    module.on_load_checkpoint(checkpoint)
+    assert checkpoint["state_dict"].keys() == module.state_dict().keys()
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(6, [0, 1]), (1, [0])])
-def test_rehearsal(module, classes, shown):
+def test_synthetic_batch(module, classes, shown):
     module.class_groups = module.class_groups[:classes]
-    made = module.rehearsal_batch(3, 128)
-    assert made.images.shape == (3, 3, 128, 128) and made.images.dtype == made.labels.dtype == torch.uint8
-    assert made.labels.shape == (3, 128, 128)
+    made = module.synthetic_batch(3, SIDE)
+    assert made.images.shape == (3, 3, SIDE, SIDE) and made.images.dtype == made.labels.dtype == torch.uint8
     assert [labels.unique().tolist() for labels in made.labels] == [shown] * 3

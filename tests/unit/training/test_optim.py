@@ -6,13 +6,14 @@ from torch import nn
 
 from simzss.models.simzss import SimZSS
 from simzss.training.optim import build_optimizer, warmup_cosine
+from simzss.training.settings import OptimSettings
 from tests.support.models import make_backbone, make_bert, make_scratch, save_bert
 
-ADAMW = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}
+ADAMW = OptimSettings(lr=0.01, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
 
 
 def decays(name: str) -> bool:
-    """What decays, told by name: matrices and embeddings; not biases, norms, temperatures."""
+    """Tell by its name whether a parameter decays: matrices and embeddings; not biases, norms, temperatures."""
     return name.endswith("weight") and "norm" not in name.lower()
 
 
@@ -23,7 +24,7 @@ def model(request, tmp_path):
 
 
 def test_groups(model):
-    optimizer = build_optimizer(model.parameters(), **ADAMW)
+    optimizer = build_optimizer(model.parameters(), ADAMW)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {
         names[id(parameter)]: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
@@ -44,7 +45,7 @@ def test_two_steps_by_hand():
     with torch.no_grad():
         layer.weight.fill_(values["weight"])
         layer.bias.fill_(values["bias"])
-    optimizer = build_optimizer(layer.parameters(), **ADAMW)
+    optimizer = build_optimizer(layer.parameters(), ADAMW)
     gradients = {"weight": (0.5, -2.0), "bias": (0.1, 0.3)}
     for name, (first, second) in gradients.items():
         mean = square = 0.0
@@ -61,34 +62,17 @@ def test_two_steps_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("step", "factor"),
+    ("warmup", "total", "factors"),
     [
-        (0, 0.25),
-        (1, 0.5),
-        (2, 0.75),
-        (3, 1.0),
-        (4, 1.0),  # cos 0
-        (6, 0.5 + 0.5 * math.sqrt(0.5)),  # a quarter of the way: cos 45°
-        (8, 0.5),  # half the way: cos 90°
-        (10, 0.5 - 0.5 * math.sqrt(0.5)),
-        (12, 0.0),
-        (500, 0.0),
+        (0, 3, {0: 1.0, 1: 0.75, 2: 0.25, 3: 0.0}),
+        (2, 2, {0: 0.5, 1: 1.0, 2: 1.0}),
+        (
+            4,
+            12,
+            {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0, 6: 0.5 + 0.5 * math.sqrt(0.5), 8: 0.5}
+            | {10: 0.5 - 0.5 * math.sqrt(0.5), 12: 0.0, 500: 0.0},
+        ),
     ],
 )
-def test_warmup_and_cosine(step, factor):
-    assert warmup_cosine(step, 4, 12) == pytest.approx(factor, abs=1e-12)
-
-
-def test_without_warmup():
-    assert [warmup_cosine(step, 0, 3) for step in range(4)] == pytest.approx([1.0, 0.75, 0.25, 0.0])
-
-
-def test_nothing_but_warmup():
-    assert [warmup_cosine(step, 2, 2) for step in range(3)] == pytest.approx([0.5, 1.0, 1.0])
-
-
-def test_shape_of_the_schedule():
-    factors = [warmup_cosine(step, 30, 300) for step in range(301)]
-    assert all(0 <= factor <= 1 for factor in factors) and max(factors) == 1.0
-    assert factors[:30] == sorted(factors[:30]) and factors[30:] == sorted(factors[30:], reverse=True)
-    assert sum(factors[30:300]) == pytest.approx(270 / 2 + 0.5)  # the mean of a cosine from 1 to 0, first step included
+def test_warmup_and_cosine(warmup, total, factors):
+    assert {step: warmup_cosine(step, warmup, total) for step in factors} == pytest.approx(factors, abs=1e-12)

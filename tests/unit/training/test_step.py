@@ -2,7 +2,6 @@
 masked, nothing in chunks, no sort, losses written out anew. In float32."""
 
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,20 +10,22 @@ import torch.nn.functional as F
 from simzss.features.quantise import pack
 from simzss.features.stored import StoredFeatures
 from simzss.losses import contrastive as contrastive_module
+from simzss.losses.settings import LossSettings
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
 from simzss.training.data.batch import collate
 from simzss.training.data.encoding import EncodedCaption
-from simzss.training.module import LossConfig, SimZSSModule
-from simzss.training.optim import OptimConfig
+from simzss.training.data.images import CachedFeatures
+from simzss.training.module import SimZSSModule
+from simzss.training.settings import OptimSettings
 from tests.support.models import make_backbone, make_bert, make_scratch, save_bert, shaken
 
 CAPTIONS, CONCEPTS, PATCHES, WIDTH, CONTEXT = 40, 9, 6, 64, 16
-LOSS = LossConfig(concept_weight=0.5, target="concept", concept_temperature=0.07, pool_temperature=0.1)
+LOSS = LossSettings(concept_weight=0.5)
 
 
 def captions(vocabulary: int) -> list[EncodedCaption]:
-    """Captions of 3 to 16 tokens with up to three concepts."""
+    """Make captions of 3 to 16 tokens with up to three concepts."""
     rng = random.Random(0)
     made = []
     for _ in range(CAPTIONS):
@@ -47,33 +48,23 @@ def model(request, tmp_path) -> SimZSS:
     return shaken(SimZSS(make_backbone(), tower), amount=0.05).eval()
 
 
-class CachedModule(SimZSSModule):
-    """A module whose batches bring unit features, outside of a run."""
-
-    @property
-    def data(self):
-        return SimpleNamespace(on_skipped=lambda _: None, features=lambda batch, norm: kept(batch.features))
+class QuietModule(SimZSSModule):
+    """A module outside of a run."""
 
     def _log(self, *_):
         pass
 
 
-def kept(features: StoredFeatures) -> ImageFeatures:
-    """As `CachedData` hands them over."""
-    values = features.features()
-    return ImageFeatures(values.cls.float(), values.patches, values.grid)
-
-
 def step(model: SimZSS, image: StoredFeatures, micro_batch: int | None = None):
-    """Loss and gradients by the module of a run."""
+    """Return loss and gradients of the module of a run."""
     made = captions(model.text_encoder.body.config.vocab_size)
-    batch = collate(made, 0, features=image, most_captions=micro_batch)
-    module = CachedModule(model, CONCEPTS, LOSS, OptimConfig(1e-3, (0.9, 0.98), 1e-6, 0.2, 0.1), 0, micro_batch)
+    batch = collate(made, 0, CachedFeatures(image, normalised=True), max_captions=micro_batch)
+    module = QuietModule(model, CONCEPTS, LOSS, OptimSettings(), 0, micro_batch)
     return differentiate(model, module.training_step(batch, 0))
 
 
 def plain(model: SimZSS, image: ImageFeatures):
-    """The same by the formulas of the paper, one caption and one concept at a time."""
+    """Return the same by the formulas of the paper, one caption and one concept at a time."""
     made = captions(model.text_encoder.body.config.vocab_size)
     ids = torch.tensor([list(caption.input_ids) + [0] * (CONTEXT - len(caption.input_ids)) for caption in made])
     lengths = torch.tensor([len(caption.input_ids) for caption in made])

@@ -183,28 +183,6 @@ def test_another_number_of_processes_does_not(run):
     assert "3 of 3 tasks" in run("executor=local", "executor.processes=2")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["changed=maybe"], "changed=maybe must be refuse or redo"),
-        (["parse_batch=0"], "parse_batch=0"),
-        (["shard_megabytes=0"], "shard_megabytes=0"),
-        (["filters.min_words=many"], "filters.min_words=many: expected an integer"),
-        (["filters.max_aspect=0.5"], "filters.max_aspect=0.5"),
-        (["executor.processes=0", "executor=local"], "executor.processes=0"),
-        (["shard_megabytes=nan"], "shard_megabytes=nan"),
-        (["executor.kind=serail"], "executor.kind=serail"),
-        (["filters.evaluation_root=/nowhere"], "filters.evaluation_root=/nowhere is no folder"),
-        (["executor=slurm"], "executor=slurm is unknown"),
-        (["filters=none", "filters.minwords=3"], "did you mean filters.min_words"),
-    ],
-)
-def test_bad_settings_are_one_line(run, arguments, says):
-    printed = run(*arguments, code=2)
-    assert says in printed and printed.count("\n") == 1
-    assert not run.output.exists()
-
-
 def tar_of(path, colour_of, text=b"a dog"):
     """A tar of one image a key; equal colours are equal files."""
     members = [(f"{key}.{s}", d) for key, c in colour_of.items() for s, d in (("png", image_bytes(c)), ("txt", text))]
@@ -303,16 +281,3 @@ def test_evaluation_photos_are_the_same_in_another_place(run, tmp_path):
     next((tmp_path / "copy").rglob(f"{min(masks)}.jpg")).unlink()
     run.output = run.output.with_name("other")
     assert min(masks) in run(f"filters.evaluation_root={tmp_path}/copy", code=2)
-
-
-def test_every_filter_of_web_can_be_switched_off(run):
-    keys = ("min_words", "max_words", "languages", "min_side", "max_aspect", "near_duplicates")
-    run("filters=web", *(f"filters.{key}=null" for key in keys))
-    settings = json.loads((run.output / ".tasks" / "settings.json").read_text())["filters"]
-    assert {settings[key] for key in keys} == {None}
-
-
-def test_help_names_every_key(run, monkeypatch, capsys):
-    assert exit_code(program.main, ["--help"], monkeypatch) == 0
-    printed = capsys.readouterr().out
-    assert all(key in printed for key in ("filters.min_words: null", "executor.processes: null", "changed: refuse"))

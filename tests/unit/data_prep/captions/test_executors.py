@@ -8,7 +8,7 @@ import time
 import pytest
 
 from data_prep.captions.executors import Job, LocalExecutor, SerialExecutor, make_executor
-from simzss.errors import InputError
+from data_prep.captions.settings import LocalSettings
 from tests.support.jobs import fail, square, threads
 from tests.support.program import ROOT
 
@@ -109,19 +109,6 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert beats() == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("local", 0, None, 1, 0), "executor.processes=0"),
-        (("ray", None, None, 0, 0), "executor.cpus=0"),
-        (("ray", None, None, 1, -1), "executor.gpus=-1"),
-    ],
-)
-def test_impossible_settings(arguments, says):
-    with pytest.raises(InputError, match=says):
-        make_executor(*arguments)
-
-
 def test_local_takes_every_core():
-    assert make_executor("local", None, None, 1, 0).processes == len(os.sched_getaffinity(0))
-    assert make_executor("local", 3, None, 1, 0).processes == 3
+    assert make_executor(LocalSettings()).processes == len(os.sched_getaffinity(0))
+    assert make_executor(LocalSettings(processes=3)).processes == 3

@@ -2,18 +2,12 @@ import sys
 
 import pytest
 
-from data_prep.captions.filters import Filters, caption_reason, image_reason, language_identifier
-from simzss.config import load_choice, to_plain
-from simzss.errors import InputError
+from data_prep.captions.filters import caption_reason, image_reason
+from data_prep.captions.languages import language_identifier
+from data_prep.captions.settings import FilterSettings
+from simzss.errors import ConfigError
 
-
-def filters(**changes):
-    return Filters(**to_plain(load_choice("filters", "none")) | changes)
-
-
-@pytest.mark.parametrize("name", ["none", "web"])
-def test_shipped_choices_are_valid(name):
-    assert Filters(**to_plain(load_choice("filters", name)))
+GERMAN = "ein Hund läuft über die grüne Wiese im Park"
 
 
 @pytest.mark.parametrize(
@@ -28,23 +22,22 @@ def test_shipped_choices_are_valid(name):
         ({"max_words": 3}, "a very big dog", "more than 3 words"),
         ({"max_words": 4}, "a very big dog", None),
         ({"languages": ["en"]}, "a dog is running over the green grass in the park", None),
-        ({"languages": ["en"]}, "ein Hund läuft über die grüne Wiese im Park", "language other than en"),
-        ({"languages": ["en", "de"]}, "ein Hund läuft über die grüne Wiese im Park", None),
+        ({"languages": ["en"]}, GERMAN, "language other than en"),
+        ({"languages": ["en", "de"]}, GERMAN, None),
         ({"languages": "fr"}, "un chien court sur l'herbe verte dans le parc", None),
         ({"languages": ["en"]}, "一只狗在公园的草地上奔跑", "language other than en"),
     ],
 )
 def test_captions(changes, text, reason):
-    assert caption_reason(text, filters(**changes)) == reason
+    assert caption_reason(text, FilterSettings(**changes)) == reason
 
 
 def test_language_goes_only_when_it_is_sure():
-    text = "ein Hund"
-    language, probability = language_identifier().classify(text)
-    assert language == "de" and 0 < probability <= 1
-    assert caption_reason(text, filters(languages=["en"], language_confidence=float(probability) - 1e-6)) is not None
-    if probability < 1:
-        assert caption_reason(text, filters(languages=["en"], language_confidence=1.0)) is None
+    language, probability = language_identifier().classify("ein Hund")
+    assert language == "de" and 0 < probability < 1
+    sure, unsure = (FilterSettings(languages=["en"], language_confidence=x) for x in (float(probability) - 1e-6, 1.0))
+    assert caption_reason("ein Hund", sure) is not None
+    assert caption_reason("ein Hund", unsure) is None
 
 
 @pytest.mark.parametrize(
@@ -62,50 +55,11 @@ def test_language_goes_only_when_it_is_sure():
     ],
 )
 def test_images(changes, size, reason):
-    assert image_reason(size, filters(**changes)) == reason
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("min_words", 0),
-        ("min_words", 1.5),
-        ("max_words", -1),
-        ("max_characters", 0),
-        ("max_characters", 1_000_001),
-        ("max_characters", None),
-        ("languages", []),
-        ("languages", ["xx"]),
-        ("languages", [""]),
-        ("language_confidence", 1.1),
-        ("without_concepts", "yes"),
-        ("min_side", 0),
-        ("max_aspect", 0.9),
-        ("max_megapixels", 0),
-        ("max_megapixels", 90),
-        ("exact_duplicates", "remove"),
-        ("near_duplicates", 17),
-        ("near_duplicates", -1),
-        ("evaluation_root", ""),
-        ("evaluation_distance", None),
-    ],
-)
-def test_values_that_cannot_be(key, value):
-    with pytest.raises(InputError) as caught:
-        filters(**{key: value})
-    assert f"filters.{key}" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_limits_that_exclude_one_another():
-    with pytest.raises(InputError, match=r"filters\.min_words=5 is above filters\.max_words=3"):
-        filters(min_words=5, max_words=3)
+    assert image_reason(size, FilterSettings(**changes)) == reason
 
 
 def test_missing_package_is_one_line(monkeypatch):
     language_identifier.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
-    try:
-        with pytest.raises(InputError, match="py3langid"):
-            filters(languages=["en"])
-    finally:
-        language_identifier.cache_clear()
+    with pytest.raises(ConfigError, match=r"py3langid.*pip install 'simzss\[prep\]'"):
+        FilterSettings(languages=["en"])

@@ -2,16 +2,11 @@ import numpy as np
 import pytest
 
 from data_prep.captions.duplicates import Fingerprints
-from data_prep.captions.filters import Filters
 from data_prep.captions.output import OutputFolder
 from data_prep.captions.records import key_of
 from data_prep.captions.repeats import Repeats, TaskFingerprints, find_repeats
-from simzss.config import load_choice, to_plain
+from data_prep.captions.settings import FilterSettings
 from tests.support.files import caption
-
-
-def filters(**changes):
-    return Filters(**to_plain(load_choice("filters", "none")) | changes)
 
 
 def random_tasks(rng, merging):
@@ -64,7 +59,7 @@ def test_decisions_against_a_loop(tmp_path, exact, distance, seed):
         if len(positions):  # a task without fingerprints is one that failed
             with output.fingerprints(number).open("wb") as stream:
                 TaskFingerprints("x", positions, Fingerprints.of(prints), captions).save(stream)
-    repeats = find_repeats(output, ["x"] * len(tasks), filters(exact_duplicates=exact, near_duplicates=distance))
+    repeats = find_repeats(output, ["x"] * len(tasks), FilterSettings(exact_duplicates=exact, near_duplicates=distance))
     dropped, gained = by_hand(tasks, exact, distance)
     found = [repeats(number) for number in range(len(tasks))]
     assert [{p: detail for p, (_, detail) in item.dropped.items()} for item in found] == dropped
@@ -95,7 +90,7 @@ def test_fingerprints_of_other_input_do_not_count(tmp_path):
         with output.fingerprints(number).open("wb") as stream:
             prints = Fingerprints.of([(bytes(16), 0)])
             TaskFingerprints("now", np.zeros(1, np.int64), prints).save(stream)
-    rules = filters(exact_duplicates="drop")
+    rules = FilterSettings(exact_duplicates="drop")
     assert find_repeats(output, ["now", "now"], rules)(1).dropped.keys() == {0}
     assert find_repeats(output, ["later", "now"], rules)(1) == Repeats()
     output.fingerprints(0).write_bytes(output.fingerprints(0).read_bytes()[:-30])

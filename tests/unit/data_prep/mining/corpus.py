@@ -4,9 +4,9 @@ import random
 
 from data_prep.bank.mining import Rules
 from data_prep.bank.mining.counts import Counts
-from data_prep.bank.mining.judge import judge
+from data_prep.bank.mining.filter import filter_words
 from data_prep.bank.mining.propose import merges_of
-from data_prep.bank.mining.sight import Lexicon, Sight
+from data_prep.bank.mining.visual_senses import Lexicon, VisualSenses
 from data_prep.bank.mining.words import Words, word_table
 from tests.support.wordnet import Dictionary, Meaning
 
@@ -94,8 +94,8 @@ def counted(photos, limit=1_000_000) -> Counts:
     return counts
 
 
-def sight_of(lexicon: Lexicon | None) -> Sight | None:
-    return Sight(lexicon) if lexicon is not None else None
+def sight_of(lexicon: Lexicon | None) -> VisualSenses | None:
+    return VisualSenses(lexicon) if lexicon is not None else None
 
 
 def words_of(photos, lexicon, rules=RULES) -> Words:
@@ -104,8 +104,8 @@ def words_of(photos, lexicon, rules=RULES) -> Words:
 
 def merged(photos, lexicon, rules=RULES, stop=()) -> dict[str, tuple[str, str]]:
     """Word to (what it joined, why), by all steps up to the grouping."""
-    words, sight = words_of(photos, lexicon, rules), sight_of(lexicon)
-    merges = merges_of(photos, words, judge(words, frozenset(stop), sight, rules), sight, rules)
+    words, visual = words_of(photos, lexicon, rules), sight_of(lexicon)
+    merges = merges_of(photos, words, filter_words(words, frozenset(stop), visual, rules), visual, rules)
     return {merge.word: (merge.into, merge.reason) for merge in merges}
 
 

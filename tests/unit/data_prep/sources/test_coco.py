@@ -68,14 +68,14 @@ def test_lists_of_the_file_in_any_order(tmp_path, images):
 def test_tasks_cut_the_list_and_two_passes_agree(tmp_path, images):
     captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
     whole = Reading(settings(images, captions), tmp_path / "1")
-    cut = Reading(settings(images, captions, samples_per_task=2), tmp_path / "2")
+    cut = Reading(settings(images, captions, samples_per_shard=2), tmp_path / "2")
     assert cut.items == whole.items
     assert (len(whole.source), len(cut.source)) == (1, 2)
     assert [task.number for task in cut.tasks] == [0, 1]
     assert [task.name for task in cut.tasks] == [f"{captions}, images 1 to 2", f"{captions}, images 3 to 3"]
     assert list(cut.source.tasks()) == cut.tasks
     assert json.loads(json.dumps([task.payload for task in cut.tasks])) == [task.payload for task in cut.tasks]
-    again = Reading(settings(images, captions, samples_per_task=2), tmp_path / "3")
+    again = Reading(settings(images, captions, samples_per_shard=2), tmp_path / "3")
     assert again.tasks == cut.tasks
 
 
@@ -93,7 +93,7 @@ def test_task_is_read_from_another_folder(tmp_path, images, monkeypatch):
 def test_stamp_is_of_the_records_and_the_files(tmp_path, images):
     def stamps(content) -> list[str]:
         captions = write_coco_json(tmp_path / "captions.json", content)
-        given = settings(images, captions, samples_per_task=1)
+        given = settings(images, captions, samples_per_shard=1)
         return [task.stamp for task in open_source(given, tmp_path / name).tasks()]
 
     counter = iter("abcdef")

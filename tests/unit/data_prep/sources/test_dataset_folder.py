@@ -141,7 +141,7 @@ def test_caption_that_is_not_utf8(tmp_path):
 def test_tasks_are_ranges_of_rows(tmp_path):
     images = [{"bytes": image_bytes(i), "path": None} for i in range(5)]
     folder = save_dataset(tmp_path / "set", {"image": images, "caption": [f"dog {i}" for i in range(5)]})
-    whole, cut = read(tmp_path, folder), read(tmp_path, folder, samples_per_task=2)
+    whole, cut = read(tmp_path, folder), read(tmp_path, folder, samples_per_shard=2)
     assert cut.items == whole.items
     assert (len(whole.source), len(cut.source)) == (1, 3)
     assert [task.name for task in cut.tasks] == [f"{folder}, rows {span}" for span in ("0 to 1", "2 to 3", "4 to 4")]

@@ -137,7 +137,7 @@ def test_one_task_per_tar_of_a_folder_a_pattern_or_a_list_in_braces(tmp_path):
         write_img2dataset(folder / f"0000{number}.tar", [loaded(f"0000{number}0000", f"dog {number}")])
     escaped = str(folder).replace("[1]", "[[]1]")
     for pattern in (folder, f"{escaped}/*.tar", f"{escaped}/{{00000..00002}}.tar"):
-        found = read(tmp_path, pattern, samples_per_task=1)
+        found = read(tmp_path, pattern, samples_per_shard=1)
         assert [task.name for task in found.tasks] == [str(folder / f"0000{number}.tar") for number in range(3)]
         assert [sample.captions for sample in found.samples] == [(f"dog {number}",) for number in range(3)]
         assert len(found.source) == 3 and list(found.source.tasks()) == found.tasks

@@ -92,7 +92,7 @@ def test_rows_of_an_image_anywhere_in_the_file(tmp_path):
     for name, caption in rows:
         expected.setdefault(name, []).append(caption)
     whole = read(tmp_path, write_csv(tmp_path / "t.csv", rows))
-    cut = read(tmp_path, tmp_path / "t.csv", samples_per_task=7)
+    cut = read(tmp_path, tmp_path / "t.csv", samples_per_shard=7)
     columns = dict(zip(("path", "caption"), zip(*rows, strict=True), strict=True))
     parquet = read(tmp_path, write_parquet(tmp_path / "t.parquet", columns, row_group=11))
     for found in (whole, cut, parquet):

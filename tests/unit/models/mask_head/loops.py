@@ -39,16 +39,14 @@ def norm(weights: Weights, row: np.ndarray) -> np.ndarray:
     return (row - mean) / math.sqrt(variance + 1e-5) * weights["weight"] + weights["bias"]
 
 
-def gelu(row: np.ndarray) -> np.ndarray:
-    return np.array([value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in row])
-
-
 def two_layers(weights: Weights, row: np.ndarray) -> np.ndarray:
-    return linear(part(weights, "2"), gelu(linear(part(weights, "0"), row)))
+    hidden = linear(part(weights, "0"), row)
+    gelu = np.array([value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in hidden])
+    return linear(part(weights, "2"), gelu)
 
 
-def each_place(layer: Callable[[np.ndarray], np.ndarray], maps: np.ndarray) -> np.ndarray:
-    """(C, h, w) with the channels of every place through a layer."""
+def each_position(layer: Callable[[np.ndarray], np.ndarray], maps: np.ndarray) -> np.ndarray:
+    """(C, h, w) with the channels of every position through a layer."""
     rows = [[layer(maps[:, y, x]) for x in range(maps.shape[2])] for y in range(maps.shape[1])]
     return np.array(rows).transpose(2, 0, 1)
 
@@ -56,18 +54,14 @@ def each_place(layer: Callable[[np.ndarray], np.ndarray], maps: np.ndarray) -> n
 def block(weights: Weights, maps: np.ndarray) -> np.ndarray:
     """x + pointwise(GELU(pointwise(norm(depthwise(x))))), zeros around the map."""
     kernel = weights["depthwise.weight"][:, 0]
-    reach = kernel.shape[1] // 2
-    _, height, width = maps.shape
+    size, (_, height, width) = kernel.shape[1], maps.shape
+    padded = np.pad(maps, ((0, 0), (size // 2, size // 2), (size // 2, size // 2)))
     around = np.zeros_like(maps)
     for y in range(height):
         for x in range(width):
-            total = weights["depthwise.bias"].copy()
-            for down in range(-reach, reach + 1):
-                for across in range(-reach, reach + 1):
-                    if 0 <= y + down < height and 0 <= x + across < width:
-                        total += kernel[:, reach + down, reach + across] * maps[:, y + down, x + across]
-            around[:, y, x] = total
-    return maps + each_place(lambda row: two_layers(part(weights, "mix"), norm(part(weights, "norm"), row)), around)
+            window = padded[:, y : y + size, x : x + size]
+            around[:, y, x] = weights["depthwise.bias"] + (kernel * window).sum(axis=(1, 2))
+    return maps + each_position(lambda row: two_layers(part(weights, "mix"), norm(part(weights, "norm"), row)), around)
 
 
 def shares(length: int, wanted: int, antialias: bool) -> np.ndarray:
@@ -91,18 +85,10 @@ def resized(maps: np.ndarray, size: tuple[int, int], antialias: bool = False) ->
     return np.einsum("yh,xw,...hw->...yx", down, across, maps)
 
 
-def attention(
-    weights: Weights,
-    heads: int,
-    query: np.ndarray,
-    key: np.ndarray,
-    value: np.ndarray,
-    allowed: np.ndarray | None = None,
-) -> np.ndarray:
-    """(Q, C) of queries (Q, C) that look at keys and values (N, C) where `allowed` (Q, N)."""
-    q = [linear(part(weights, "query"), row) for row in query]
-    k = [linear(part(weights, "key"), row) for row in key]
-    v = [linear(part(weights, "value"), row) for row in value]
+def attention(weights: Weights, heads: int, query, key, value, allowed: np.ndarray | None = None) -> np.ndarray:
+    """(Q, C) of queries (Q, C) that attend to keys and values (N, C) where `allowed` (Q, N)."""
+    names = {"query": query, "key": key, "value": value}
+    q, k, v = ([linear(part(weights, name), row) for row in rows] for name, rows in names.items())
     depth = len(q[0]) // heads
     found = []
     for one in range(len(q)):
@@ -110,9 +96,8 @@ def attention(
         seen = [other for other in range(len(k)) if allowed is None or allowed[one, other]]
         for head in range(heads):
             own = slice(head * depth, (head + 1) * depth)
-            scores = [math.exp(q[one][own] @ k[other][own] / math.sqrt(depth)) for other in seen]
-            for other, score in zip(seen, scores, strict=True):
-                out[own] += score / sum(scores) * v[other][own]
+            chances = softmax(np.array([q[one][own] @ k[other][own] / math.sqrt(depth) for other in seen]))
+            out[own] = sum(chance * v[other][own] for other, chance in zip(seen, chances, strict=True))
         found.append(linear(part(weights, "out"), out))
     return np.array(found)
 
@@ -138,3 +123,22 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
 def softmax(row: np.ndarray) -> np.ndarray:
     exponents = np.array([math.exp(value - max(row)) for value in row])
     return exponents / sum(exponents)
+
+
+def semantic(logits: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """(S, H, W) of (Q, S + 1) class and (Q, H, W) mask logits: products of probabilities, summed over queries."""
+    pairs = zip(logits, masks, strict=True)
+    return sum(softmax(row)[:-1, None, None] * sigmoid(mask) for row, mask in pairs)
+
+
+def ensemble(learned: np.ndarray, zero_shot: np.ndarray, exponents: list[float]) -> np.ndarray:
+    """(S, H, W) of learned scores and the frozen model's logits, position by position."""
+    count, found = len(learned), np.zeros_like(learned)
+    for y in range(learned.shape[1]):
+        for x in range(learned.shape[2]):
+            own, total, theirs = learned[:, y, x], sum(learned[:, y, x]), softmax(zero_shot[:, y, x])
+            mine = [(own[k] + 1e-3) / (total + 1e-3 * count) for k in range(count)]
+            mixed = np.array([mine[k] ** (1 - exponents[k]) * theirs[k] ** exponents[k] for k in range(count)])
+            present = min(max(total, 1e-3), 1.0)
+            found[:, y, x] = present * mixed / sum(mixed) + (1 - present) / count
+    return found

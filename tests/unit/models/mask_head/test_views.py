@@ -3,48 +3,49 @@ import pytest
 import torch
 
 from simzss.models.feature_norm import FeatureNorm
-from simzss.models.mask_head.views import VIEWS, look, views_of, views_per_image
-from tests.support.models import make_backbone, shaken
+from simzss.models.mask_head.views import encode_views, make_views, merge_windows, slice_windows, views_per_image
+from tests.support.models import make_backbone, refused, shaken
 from tests.unit.models.mask_head import loops
 from tests.unit.models.mask_head.loops import close, noise
 
+VIEWS = ("both", "global", "windows")
 WINDOW, ROWS, COLUMNS, CELLS = 32, 2, 3, 2
 DEPTHS = (0, 2, 5)
 
 
-def photos(count: int = 2, height: int = ROWS * WINDOW, width: int = COLUMNS * WINDOW) -> torch.Tensor:
+def photos(count: int, height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
     return torch.randint(256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-# What is seen ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 3), (3, 1), (2, 3), (4, 2)])
+def test_every_pixel_goes_to_its_window_and_back(rows, columns):
+    images = torch.arange(2 * 3 * rows * columns * 16).view(2, 3, 4 * rows, 4 * columns)
+    windows = slice_windows(images, 4)
+    assert windows.shape == (2 * rows * columns, 3, 4, 4) and merge_windows(windows, rows, columns).equal(images)
+    for image in range(2):
+        for y in range(4 * rows):
+            for x in range(4 * columns):
+                number = image * rows * columns + y // 4 * columns + x // 4
+                assert windows[number, :, y % 4, x % 4].equal(images[image, :, y, x])
 
 
-@pytest.mark.parametrize("whole_numbers", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(8, 6), (6, 8), (3, 8), (0, 4), (4, 0)])
+def test_an_image_that_is_not_made_of_windows(height, width):
+    refused(lambda: slice_windows(torch.zeros(1, 3, height, width), 4), f"{height} x {width}", "4 x 4")
+
+
+@pytest.mark.parametrize("integers", [True, False])
 @pytest.mark.parametrize("views", VIEWS)
-def test_whole_images_then_windows(views, whole_numbers):
-    images = photos(2, 8, 12) if whole_numbers else photos(2, 8, 12) / 255
-    found = views_of(images, 4, views)
-    counts = {"both": 14, "global": 2, "windows": 12}[views]
-    assert found.shape == (counts, 3, 4, 4) and found.dtype == images.dtype
-    if views != "windows":
+def test_whole_images_then_windows(views, integers):
+    images = photos(2, 8, 12) if integers else photos(2, 8, 12) / 255
+    found = make_views(images, 4, views)
+    whole = 0 if views == "windows" else 2
+    assert found.dtype == images.dtype and len(found) == 2 * views_per_image(8, 12, 4, views)
+    if whole:
         small = loops.resized(images.double().numpy(), (4, 4), antialias=True)
-        expected = np.rint(small) if whole_numbers else small
-        close(found[:2], expected, 1e-6)
-    if views != "global":
-        for number in range(12):
-            image, row, column = number // 6, number % 6 // 3, number % 3
-            window = images[image, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            assert found[counts - 12 + number].equal(window)
-
-
-def test_an_image_of_one_window_is_seen_twice():
-    images = photos(1, 4, 4)
-    found = views_of(images, 4, "both")
-    assert found[0].equal(images[0]) and found[1].equal(images[0])
-
-
-# What the backbone makes of it ----------------------------------------------------------------------------------------
+        close(found[:2], np.rint(small) if integers else small, 1e-6)
+    assert found[whole:].equal(slice_windows(images, 4) if views != "global" else found[:0])
 
 
 @pytest.fixture(scope="module", params=["last", "self"])
@@ -54,69 +55,30 @@ def backbone(request):
     return made.double()
 
 
-@pytest.fixture(scope="module")
-def finish():
+@pytest.mark.parametrize("views", VIEWS)
+def test_levels_are_each_view_encoded_alone_by_one_forward(backbone, views):
     norm = FeatureNorm("center", 64).double()
     norm.patch_mean.copy_(noise(64))
-    return norm.patches
-
-
-@pytest.fixture
-def batches(backbone):
-    """How many images went in, one number a forward."""
-    sizes = []
-    handles = [
-        part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-        for part in (backbone.model.patch_embed, backbone.model.blocks[0])
-    ]
-    yield sizes
-    for handle in handles:
-        handle.remove()
-
-
-@pytest.mark.parametrize("views", VIEWS)
-def test_all_views_go_through_in_one_forward(backbone, finish, batches, views):
-    look(backbone, finish, photos(), WINDOW, DEPTHS, views)
-    count = {"both": 2 + 2 * ROWS * COLUMNS, "global": 2, "windows": 2 * ROWS * COLUMNS}[views]
-    assert batches == [count, count]  # patches are made once, and the blocks follow once
-
-
-@pytest.mark.parametrize("views", VIEWS)
-def test_levels_are_what_the_backbone_makes_of_each_view_alone(backbone, finish, views):
-    images = photos()
-    levels = look(backbone, finish, images, WINDOW, DEPTHS, views)
+    images, batches = photos(2, ROWS * WINDOW, COLUMNS * WINDOW), []
+    parts = (backbone.model.patch_embed, backbone.model.blocks[0])
+    hooks = [part.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0]))) for part in parts]
+    levels = encode_views(backbone, norm.patches, images, WINDOW, DEPTHS, views)
+    for hook in hooks:
+        hook.remove()
+    assert batches == [2 * views_per_image(*images.shape[2:], WINDOW, views)] * 2  # the stem once, the blocks once
     assert len(levels) == (2 if views == "both" else 1)
-    if views != "windows":
-        taps, patches, _ = backbone.taps(views_of(images, WINDOW, "global"), DEPTHS)
-        for found, expected in zip(levels[0].taps, taps, strict=True):
-            close(found, expected.numpy())
-        close(levels[0].dense, finish(patches).mT.unflatten(2, (CELLS, CELLS)).numpy())
-    if views != "global":
-        fine = levels[-1]
-        assert len(fine.taps) == 3 and fine.dense.shape == (2, 64, ROWS * CELLS, COLUMNS * CELLS)
-        for image in range(2):
-            for row in range(ROWS):
-                for column in range(COLUMNS):
-                    window = images[image : image + 1, :, row * WINDOW : (row + 1) * WINDOW]
-                    window = window[..., column * WINDOW : (column + 1) * WINDOW]
-                    taps, patches, _ = backbone.taps(window, DEPTHS)
-                    dense = finish(patches)
-                    for y in range(CELLS):
-                        for x in range(CELLS):
-                            at = (image, slice(None), row * CELLS + y, column * CELLS + x)
-                            for found, tap in zip(fine.taps, taps, strict=True):
-                                close(found[at], tap[0, :, y, x].numpy())
-                            close(fine.dense[at], dense[0, y * CELLS + x].numpy())
 
-
-def test_what_is_seen_is_frozen_and_of_unit_length(backbone, finish):
-    for level in look(backbone, finish, photos(), WINDOW, DEPTHS, "both"):
-        assert not any(maps.requires_grad for maps in (*level.taps, level.dense))
-        close(level.dense.norm(dim=1), np.ones((2, *level.dense.shape[2:])))
-
-
-@pytest.mark.parametrize("views", VIEWS)
-@pytest.mark.parametrize("sides", [(1, 1), (2, 3)])
-def test_views_per_image_are_those_that_there_are(views, sides):
-    images = torch.zeros(2, 3, 8 * sides[0], 8 * sides[1])
-    assert 2 * views_per_image(*images.shape[2:], 8, views) == len(views_of(images, 8, views))
+    whole = [([make_views(images, WINDOW, "global")[i]], (1, 1)) for i in range(2)]
+    windows = [(list(slice_windows(images[i : i + 1], WINDOW)), (ROWS, COLUMNS)) for i in range(2)]
+    expected = {"both": (whole, windows), "global": (whole,), "windows": (windows,)}[views]
+    for level, one in zip(levels, expected, strict=True):
+        assert not any(maps.requires_grad for maps in (*level.intermediates, level.dense))
+        for image, (cuts, (rows, columns)) in enumerate(one):
+            for number, window in enumerate(cuts):
+                intermediates, patches, grid = backbone.intermediates(window[None], DEPTHS)
+                top, left = number // columns * CELLS, number % columns * CELLS
+                place = (image, slice(None), slice(top, top + CELLS), slice(left, left + CELLS))
+                for found, alone in zip(level.intermediates, intermediates, strict=True):
+                    assert found.shape[2:] == (rows * CELLS, columns * CELLS)
+                    close(found[place], alone[0].numpy())
+                close(level.dense[place], norm.patches(patches)[0].mT.unflatten(1, grid).numpy())

@@ -1,3 +1,5 @@
+"""Files and folders that load_sam reads or rejects."""
+
 import json
 import logging
 

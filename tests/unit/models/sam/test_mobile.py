@@ -1,3 +1,5 @@
+"""MobileSAM against plain functions in float64 from its official weights by name."""
+
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,7 @@ from PIL import Image
 from simzss.models.sam.load import load_sam
 from simzss.models.sam.mobile import mobile_sam
 from simzss.models.sam.sam import Prompts
-from tests.support.models import refused
+from tests.support.models import Harmful, refused
 from tests.unit.models.sam.official import Official
 from tests.unit.models.sam.tiny import framed, image, mobile_shapes, mobile_weights
 
@@ -137,16 +139,6 @@ def test_classifier_and_tables_are_of_no_use():
     assert mobile_sam("fewer", weights, SIDE).fingerprint == mobile_sam("all", mobile_weights(), SIDE).fingerprint
 
 
-class Harmful:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
 def test_files_that_are_no_weights(tmp_path):
     made = tmp_path / "made"
     contents = {"harmful": {"a": Harmful(made)}, "list": [torch.zeros(2)], "named": {"epoch": 3}, "empty": {}}
@@ -179,8 +171,8 @@ def test_real_file(real_file):
     weights = torch.load(real_file, weights_only=True)
     assert {name: tuple(value.shape) for name, value in weights.items()} == mobile_shapes()
     sam = load_sam(str(real_file))
-    photo = sorted((Path(os.environ["SIMZSS_DATA"]) / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[2]
-    pixels = sam.resize(Image.open(photo))
+    photos = sorted((Path(os.environ["SIMZSS_DATA"]) / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))
+    pixels = sam.resize(Image.open(photos[2]))
     official = Official(weights, 1024)
     expected = official.embedding(framed(pixels, 1024))
     encoding = sam.encode(pixels)
@@ -192,19 +184,10 @@ def test_real_file(real_file):
     # The middle of this photo is a dog on a chair: the masks are parts of it, itself, and it on its chair.
     areas = (found.at((375, 500))[0] > 0).double().mean(dim=(1, 2))
     assert found.iou.max() > 0.95 and 0.01 < areas[0] < areas[1] < areas[2] < 0.6
-
-
-@pytest.mark.real
-@present
-def test_real_weights_in_bfloat16(real_file):
-    photo = sorted((Path(os.environ["SIMZSS_DATA"]) / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[1]
+    low = load_sam(str(real_file), "bf16-mixed")
+    pixels = sam.resize(Image.open(photos[1]))
+    encoding, rounded = sam.encode(pixels), low.encode(pixels)
+    assert apart(rounded.embedding, encoding.embedding.double()) < 0.1
     box = Prompts(boxes=torch.tensor([[0.32, 0.25, 0.70, 0.70]]))
-    areas, masks = [], []
-    for precision in ("32-true", "bf16-mixed"):
-        sam = load_sam(str(real_file), precision)
-        encoding = sam.encode(sam.resize(Image.open(photo)))
-        assert encoding.embedding.dtype == torch.float32
-        areas.append(encoding.embedding)
-        masks.append(sam.decode(encoding, box).at((375, 500))[0, 0] > 0)
-    assert apart(areas[1], areas[0].double()) < 0.1
+    masks = [model.decode(own, box).at((375, 500))[0, 0] > 0 for model, own in ((sam, encoding), (low, rounded))]
     assert (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum() > 0.97

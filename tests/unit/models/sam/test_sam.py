@@ -1,3 +1,5 @@
+"""Frames, prompts and masks of Segment Anything models, against loops."""
+
 import pickle
 
 import numpy as np
@@ -6,6 +8,7 @@ import torch
 
 from simzss.models.sam.load import load_sam
 from simzss.models.sam.sam import Prompts, SamMasks, SamResize
+from tests.support.loops import sampled
 from tests.support.models import refused
 from tests.unit.models.sam.tiny import image, save_first
 
@@ -81,7 +84,7 @@ def test_mask_prompt_lies_where_the_image_lies(sam, size):
         for column in range(side):
             y, x = 2 * (row + 0.5) / height, 2 * (column + 0.5) / width  # relative to the image
             if y < 1 and x < 1:
-                expected[row, column] = sampled(mask.double().numpy(), y * size[0], x * size[1])
+                expected[row, column] = sampled(mask[None], y * size[0] - 0.5, x * size[1] - 0.5)
     found = sam._framed(Prompts(masks=mask[None]), tuple(4 * cells for cells in encoding.cells), side)["input_masks"]
     np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-5)
 
@@ -94,15 +97,6 @@ def test_mask_prompt_of_a_thin_image(sam):
 
 
 # Masks at any size ----------------------------------------------------------------------------------------------------
-
-
-def sampled(cells: np.ndarray, y: float, x: float) -> float:
-    """Bilinear value at a place counted in cells from the corner: hats around the centres of all cells."""
-    y = min(max(y, 0.5), cells.shape[0] - 0.5)
-    x = min(max(x, 0.5), cells.shape[1] - 0.5)
-    down = np.maximum(0, 1 - np.abs(np.arange(cells.shape[0]) + 0.5 - y))
-    across = np.maximum(0, 1 - np.abs(np.arange(cells.shape[1]) + 0.5 - x))
-    return float(down @ cells @ across)
 
 
 @pytest.mark.parametrize("extent", [(683, 1024), (1024, 1024), (1024, 301), (1, 1024)])
@@ -118,8 +112,7 @@ def test_masks_at_any_size(extent, size):
         for column in range(size[1]):
             y, x = (row + 0.5) / size[0] * extent[0], (column + 0.5) / size[1] * extent[1]
             for prompt in range(2):
-                cells = logits[prompt, 1].double().numpy()
-                expected = sampled(cells, y * side / frame, x * side / frame)
-                assert found[prompt, 1, row, column].item() == pytest.approx(expected, abs=1e-5)
+                expected = sampled(logits[prompt], y * side / frame - 0.5, x * side / frame - 0.5)
+                torch.testing.assert_close(found[prompt, :, row, column].double(), expected, rtol=0, atol=1e-5)
     assert torch.equal(masks.at(size, torch.tensor([1])), found[1:])
     assert torch.equal(masks.at(size, torch.tensor([1, 0, 1])), found[[1, 0, 1]])

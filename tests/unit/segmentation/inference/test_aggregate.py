@@ -1,16 +1,15 @@
+"""Features averaged over what belongs together, against loops in float64."""
+
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-import simzss.segmentation.inference.aggregate as code
-from simzss.models.sam.load import load_sam
+import simzss.segmentation.inference.aggregate as module
 from simzss.models.sam.sam import LastAttention, SamEncoding
-from simzss.segmentation.inference.aggregate import Correlation, attention_rows, correlate, similarity_rows
-from tests.support.models import refused
-from tests.unit.models.sam.tiny import PATCH, SIDE, framed, image, save_first
+from simzss.segmentation.inference.aggregate import aggregate, attention_rows, similarity_rows
+from simzss.segmentation.settings import AggregateSettings
 
 HEADS, DEPTH = 2, 4
 
@@ -21,15 +20,9 @@ def noise(*shape: int, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
 
 def attention(grid: tuple[int, int], frame: tuple[int, int] | None = None, seed: int = 0) -> LastAttention:
     """Values that are more alike than not, and an attention that a frame larger than the grid takes part in."""
-    frame = frame or grid
-    cells, room = grid[0] * grid[1], frame[0] * frame[1]
-    return LastAttention(
-        grid,
-        noise(HEADS, cells, DEPTH, seed=seed, mean=0.6),
-        noise(HEADS, cells, DEPTH, seed=seed + 1),
-        noise(HEADS, room, DEPTH, seed=seed + 2),
-        frame,
-    )
+    frame, cells = frame or grid, grid[0] * grid[1]
+    values, queries = noise(HEADS, cells, DEPTH, seed=seed, mean=0.6), noise(HEADS, cells, DEPTH, seed=seed + 1)
+    return LastAttention(grid, values, queries, noise(HEADS, frame[0] * frame[1], DEPTH, seed=seed + 2), frame)
 
 
 def encoding(cells: tuple[float, float], seed: int = 0, frame: tuple[int, int] | None = None) -> SamEncoding:
@@ -39,8 +32,8 @@ def encoding(cells: tuple[float, float], seed: int = 0, frame: tuple[int, int] |
     return SamEncoding(embedding, attention(grid, frame, seed), cells, embedding[None])
 
 
-def settings(kind: str, cos_factor: float = 1.2, temperature: float = 0.1, parts: int = 1) -> Correlation:
-    return Correlation(kind, cos_factor, temperature, parts)
+def settings(kind: str) -> AggregateSettings:
+    return AggregateSettings(kind=kind, cos_factor=1.2, temperature=0.1, parts=1)
 
 
 # By loops -------------------------------------------------------------------------------------------------------------
@@ -124,7 +117,7 @@ def on_grid(features: np.ndarray, matrix: np.ndarray, cells: tuple[float, float]
     return out
 
 
-def matrix_of(seen: SamEncoding, chosen: Correlation) -> np.ndarray:
+def matrix_of(seen: SamEncoding, chosen: AggregateSettings) -> np.ndarray:
     if chosen.kind == "attention":
         return by_attention(weights_of(seen.attention), seen.attention.values.double().numpy(), chosen.cos_factor)
     own = seen.embedding.double().flatten(1).T.numpy()
@@ -184,7 +177,7 @@ def test_rows_at_a_time_change_nothing(monkeypatch, elements):
     """Rows of 24 weights in two heads; 50 elements are one row of them, or two of similarities."""
     last, vectors = attention((4, 6)), noise(24, 5, mean=0.5)
     whole = [torch.cat(list(attention_rows(last, 1.2))), torch.cat(list(similarity_rows(vectors, vectors, 1.2, 0.1)))]
-    monkeypatch.setattr(code, "_CHUNK", elements)
+    monkeypatch.setattr(module, "_CHUNK", elements)
     parts = [list(attention_rows(last, 1.2)), list(similarity_rows(vectors, vectors, 1.2, 0.1))]
     assert [len(rows) for rows in parts] == {1: [24, 24], 50: [24, 12], 2**22: [1, 1]}[elements]
     for rows, expected in zip(parts, whole, strict=True):
@@ -211,7 +204,7 @@ def test_rows_at_a_time_change_nothing(monkeypatch, elements):
 )
 def test_features_are_averaged_on_the_grid_of_sam(kind, cells, shape):
     features, seen, chosen = noise(3, *shape, seed=9), encoding(cells, frame=(6, 6)), settings(kind)
-    found = correlate(features, [seen], chosen)
+    found = aggregate(features, [seen], chosen)
     expected = on_grid(features.double().numpy(), matrix_of(seen, chosen), cells)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
@@ -230,7 +223,7 @@ def test_features_are_averaged_on_the_grid_of_sam(kind, cells, shape):
 )
 def test_parts_are_averaged_each_by_itself(kind, shape, parts, cells):
     """Along the longer side; what lies beyond the edge of a part has no say in it."""
-    features, chosen = noise(3, *shape, seed=9), settings(kind, parts=parts)
+    features, chosen = noise(3, *shape, seed=9), settings(kind)
     seen = [encoding(cells, seed=10 * number) for number in range(parts)]
     across = shape[1] >= shape[0]
     length = shape[1] if across else shape[0]
@@ -244,14 +237,14 @@ def test_parts_are_averaged_each_by_itself(kind, shape, parts, cells):
                 y, x = (row + 0.5, along) if across else (along, column + 0.5)
                 part[:, row, column] = sampled(maps, y, x)
         pieces.append(on_grid(part, matrix_of(seen[number], chosen), cells))
-    found = correlate(features, seen, chosen)
+    found = aggregate(features, seen, chosen)
     np.testing.assert_allclose(found.numpy(), np.concatenate(pieces, axis=2 if across else 1), rtol=0, atol=1e-5)
 
 
 def test_parts_of_almost_the_same_size_make_one_map():
     """A photo whose length is no multiple of the parts: their cells need not be as many, by rounding."""
     seen = [encoding((2.51, 4.0)), encoding((2.49, 4.0), seed=10)]
-    found = correlate(torch.ones(3, 3, 8), seen, settings("attention", parts=2))
+    found = aggregate(torch.ones(3, 3, 8), seen, settings("attention"))
     assert found.shape[0] == 3 and found.shape[1] in (2, 3) and found.shape[2] == 8
     torch.testing.assert_close(found, torch.ones_like(found))
 
@@ -268,117 +261,20 @@ def test_features_are_averaged_by_their_own_similarity(shape):
             span = slice(row * shape[0] // rows, -(-(row + 1) * shape[0] // rows))
             keys[row * columns + column] = maps[:, span, column].mean(axis=1)
     matrix = by_similarity(maps.reshape(3, -1).T, keys, 1.2, 0.1)
-    found = correlate(features, [], chosen)
+    found = aggregate(features, [], chosen)
     np.testing.assert_allclose(found.numpy(), (matrix @ keys).T.reshape(3, *shape), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["attention", "embedding", "patches"])
-def test_features_of_few_digits_are_averaged_in_float32(kind):
-    features = noise(3, 4, 4).bfloat16()
-    seen = [] if kind == "patches" else [encoding((4.0, 4.0))]
-    found = correlate(features, seen, settings(kind))
-    assert found.dtype == torch.float32 and torch.equal(found, correlate(features.float(), seen, settings(kind)))
-
-
-@pytest.mark.parametrize("kind", ["attention", "embedding", "patches"])
-def test_equal_features_stay_as_they_are(kind):
-    features = noise(3, 1, 1).expand(3, 5, 6)
-    found = correlate(features, [] if kind == "patches" else [encoding((4.0, 5.0))], settings(kind))
-    torch.testing.assert_close(found, features[:, :1, :1].expand_as(found), rtol=1e-5, atol=1e-6)
-
-
-def test_rows_of_features_at_a_time_change_nothing(monkeypatch):
-    features, seen = noise(3, 5, 6), encoding((3.5, 4.0))
-    cases = [(seen, "attention"), (seen, "embedding"), (None, "patches")]
-    whole = [correlate(features, [each] if each else [], settings(kind)) for each, kind in cases]
-    monkeypatch.setattr(code, "_CHUNK", 60)
-    for (each, kind), expected in zip(cases, whole, strict=True):
-        found = correlate(features, [each] if each else [], settings(kind))
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-# A SAM ----------------------------------------------------------------------------------------------------------------
-
-
-def attention_of(sam, pixels: torch.Tensor, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(heads, N, N) and (heads, N, d) float64 of the middle layer of `save_first`, from its weights."""
-    encoder, side = sam.model.vision_encoder, SIDE // PATCH
-    layer = encoder.layers[1]
-    with torch.no_grad():
-        cells = encoder.patch_embed(framed(pixels, SIDE).float()) + encoder.pos_embed
-        cells = layer.layer_norm1(encoder.layers[0](cells))[0].double().flatten(0, 1)
-    qkv = cells @ layer.attn.qkv.weight.double().T + layer.attn.qkv.bias.double()
-    query, key, value = (part.unflatten(1, (HEADS, -1)).transpose(0, 1) for part in qkv.chunk(3, dim=1))
-    place = torch.arange(side)
-    apart = place[:, None] - place[None] + side - 1  # of rows, and of columns
-    down = layer.attn.rel_pos_h.double()[apart].repeat_interleave(side, 0).repeat_interleave(side, 1)
-    across = layer.attn.rel_pos_w.double()[apart].repeat(side, side, 1)
-    logits = query @ key.mT / math.sqrt(query.shape[2])
-    logits += torch.einsum("hnd,nmd->hnm", query, down + across)
-    seen = [row * side + column for row in range(grid[0]) for column in range(grid[1])]
-    return logits.softmax(-1)[:, seen][:, :, seen].numpy(), value[:, seen].numpy()
-
-
-@pytest.mark.parametrize("size", [(43, 64), (64, 30)])
-def test_attention_of_a_sam(tmp_path, size):
-    sam = load_sam(str(save_first(tmp_path)))
-    pixels = sam.resize(image(*size))
-    seen = sam.encode(pixels, attention=True)
-    cells = (size[0] / PATCH, size[1] / PATCH)
-    grid = (math.ceil(cells[0]), math.ceil(cells[1]))
-    weights, values = attention_of(sam, pixels, grid)
-    features = noise(3, 5, 7)
-    found = correlate(features, [seen], settings("attention"))
-    matrix = by_attention(weights, values, 1.2)
-    assert 0.05 < (matrix == 0).mean() < 0.95
-    np.testing.assert_allclose(found.numpy(), on_grid(features.double().numpy(), matrix, cells), rtol=0, atol=1e-5)
-
-
-# Settings -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"kind": "attentoin"}, ("correlate.kind=attentoin", "attention")),
-        ({"cos_factor": -1}, ("correlate.cos_factor=-1",)),
-        ({"cos_factor": math.nan}, ("correlate.cos_factor=nan",)),
-        ({"temperature": 0}, ("correlate.temperature=0",)),
-        ({"temperature": math.nan}, ("correlate.temperature=nan",)),
-        ({"parts": 0}, ("correlate.parts=0",)),
-    ],
-)
-def test_values_out_of_range(changes, says):
-    refused(lambda: Correlation(**changes), *says)
-
-
-@pytest.mark.parametrize("kind", ["none", "sam", "attention", "embedding", "patches"])
-def test_kinds_that_ask_a_sam(kind):
-    assert Correlation(kind).needs_sam == (kind in ("sam", "attention", "embedding"))
-
-
-WITH, WITHOUT = (SimpleNamespace(name="tiny", has_attention=has) for has in (True, False))
-
-
-@pytest.mark.parametrize(
-    ("chosen", "sam", "values", "expected"),
-    [
-        (Correlation("sam"), WITH, (), ("attention", 1.2, 1)),
-        (Correlation("sam"), WITHOUT, (), ("embedding", 1.2, 1)),
-        (Correlation("attention"), WITH, (1.5, 3), ("attention", 1.5, 3)),
-        (Correlation("embedding", 0.7, parts=2), WITH, (1.5, 3), ("embedding", 0.7, 2)),
-        (Correlation("embedding", 0.0, parts=1), WITH, (1.5, 3), ("embedding", 0.0, 1)),
-        (Correlation("patches"), None, (1.5, 3), ("patches", 1.5, 1)),  # no SAM sees parts
-        (Correlation("patches", parts=4), None, (), ("patches", 1.2, 1)),
-        (Correlation("none", parts=4), WITH, (1.5, 3), ("none", 1.5, 1)),
-    ],
-)
-def test_open_settings(chosen, sam, values, expected):
-    """Own values come first, then those of a benchmark, then the defaults."""
-    found = chosen.resolved(sam, *values)
-    assert (found.kind, found.cos_factor, found.parts) == expected
-    assert found.temperature == chosen.temperature
-
-
-def test_attention_of_a_sam_without_one_is_refused():
-    refused(lambda: Correlation("attention").resolved(WITHOUT), "correlate.kind=attention", "tiny", "embedding")
+def test_digits_constants_and_rows_at_a_time(monkeypatch, kind):
+    """Few digits are averaged in float32; equal features stay as they are; some rows at a time change nothing."""
+    features, chosen = noise(3, 5, 6), settings(kind)
+    seen = [] if kind == "patches" else [encoding((3.5, 4.0))]
+    few = features.bfloat16()
+    found = aggregate(few, seen, chosen)
+    assert found.dtype == torch.float32 and torch.equal(found, aggregate(few.float(), seen, chosen))
+    equal = aggregate(features[:, :1, :1].expand(3, 5, 6), seen, chosen)
+    torch.testing.assert_close(equal, features[:, :1, :1].expand_as(equal), rtol=1e-5, atol=1e-6)
+    whole = aggregate(features, seen, chosen)
+    monkeypatch.setattr(module, "_CHUNK", 60)
+    torch.testing.assert_close(aggregate(features, seen, chosen), whole, rtol=1e-5, atol=1e-6)

@@ -1,3 +1,5 @@
+"""Regions, against flooding from pixel to pixel."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,11 +19,11 @@ def flood(plane: np.ndarray, threshold: float) -> list[set[tuple[int, int]]]:
             region, open_ends = {(y, x)}, [(y, x)]
             while open_ends:
                 v, u = open_ends.pop()
-                for place in [(v + i, u + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]:
-                    inside = 0 <= place[0] < height and 0 <= place[1] < width
-                    if inside and place not in region and plane[place] > threshold:
-                        region.add(place)
-                        open_ends.append(place)
+                for pixel in [(v + i, u + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]:
+                    inside = 0 <= pixel[0] < height and 0 <= pixel[1] < width
+                    if inside and pixel not in region and plane[pixel] > threshold:
+                        region.add(pixel)
+                        open_ends.append(pixel)
             seen |= region
             found.append(region)
     return found
@@ -56,23 +58,17 @@ def test_same_as_flooding(shape, threshold, min_area):
                 small[row] = small.get(row, 0) + 1
             else:
                 expected.append((row, region, plane))
-    assert found.small == small
+    assert found.small == small and (shape != (40, 31) or (len(found) > 5 and sum(small.values()) > 5))
     assert len(found) == len(expected) == len(found.boxes)
     for index, (row, region, plane) in enumerate(expected):
         ys, xs = [y for y, _ in region], [x for _, x in region]
-        best = min(region, key=lambda place: (-plane[place], place))
+        best = min(region, key=lambda pixel: (-plane[pixel], pixel))
         assert found.class_index[index] == row
         assert found.area[index] == len(region)
         assert set(map(tuple, found.union([index]).nonzero().tolist())) == region
         box = [min(xs) / width, min(ys) / height, (max(xs) + 1) / width, (max(ys) + 1) / height]
         assert found.boxes[index].tolist() == pytest.approx(box)
         assert found.points[index].tolist() == pytest.approx([(best[1] + 0.5) / width, (best[0] + 0.5) / height])
-
-
-def test_the_reference_meets_regions_kept_and_left_out():
-    found = regions(blobs(5, 40, 31, seed=31), 0.2, 4.5, [1, 2, 4])
-    assert len(found) > 5
-    assert sum(found.small.values()) > 5
 
 
 def test_pixels_that_touch_at_a_corner_are_one_region():
@@ -96,12 +92,8 @@ def test_a_region_inside_the_hole_of_another_stays_its_own():
     assert int(found.union([0, 1]).sum()) == 17
 
 
-def test_at_the_threshold_is_not_above():
-    assert len(regions(torch.full((1, 3, 3), 0.5), 0.5, 1, [0])) == 0
-
-
 def test_nothing_found():
     found = regions(torch.zeros(2, 3, 4), 0.2, 1, [0, 1])
-    assert (len(found), found.boxes.shape, found.points.shape) == (0, (0, 4), (0, 2))
-    assert found.small == {}
+    assert (len(found), found.boxes.shape, found.points.shape, found.small) == (0, (0, 4), (0, 2), {})
     assert len(regions(torch.ones(2, 3, 4), 0.2, 1, [])) == 0
+    assert len(regions(torch.full((1, 3, 3), 0.5), 0.5, 1, [0])) == 0  # at the threshold is not above

@@ -1,16 +1,13 @@
+"""PAMR, against loops over pixels in float64."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from simzss.config import choices, load_choice, to_plain
-from simzss.errors import InputError
 from simzss.segmentation.refine import pamr as module
 from simzss.segmentation.refine.pamr import affinity, pamr
-from simzss.segmentation.refine.refinement import PixelRefinement, build_refinement
-from simzss.segmentation.refine.sam import SamRefinement
-from simzss.segmentation.refine.vote import RegionVote
 
 
 def photo(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +23,7 @@ def plain(image: torch.Tensor, scores: torch.Tensor, iterations: int, dilations:
     """Pixel by pixel in float64, as the authors' release defines it."""
     colours, values = image.double().numpy(), scores.double().numpy()
     height, width = colours.shape[1:]
-    places, weights = {}, {}
+    neighbours, weights = {}, {}
     for y in range(height):
         for x in range(width):
             square = [
@@ -42,12 +39,12 @@ def plain(image: torch.Tensor, scores: torch.Tensor, iterations: int, dilations:
                 for v, u in around
             ]
             likeness = [math.exp(value - max(kernel)) for value in kernel]
-            places[y, x] = around
+            neighbours[y, x] = around
             weights[y, x] = [value / sum(likeness) for value in likeness]
     for _ in range(iterations):
         following = np.zeros_like(values)
-        for y, x in places:
-            for (v, u), weight in zip(places[y, x], weights[y, x], strict=True):
+        for y, x in neighbours:
+            for (v, u), weight in zip(neighbours[y, x], weights[y, x], strict=True):
                 following[:, y, x] += weight * values[:, v, u]
         values = following
     return values
@@ -105,19 +102,13 @@ def test_chunks_make_no_difference(monkeypatch, name, budget):
 # Properties -------------------------------------------------------------------------------------------------------
 
 
-def test_weights_of_a_pixel_sum_to_one():
+def test_means_stay_between_what_they_are_made_of():
+    """Weights of a pixel sum to one: constants stay, and so do sums of classes."""
     weights = affinity(photo(14, 9), (1, 2, 12))
-    assert weights.shape == (24, 14, 9)
-    assert weights.min() >= 0
+    assert weights.shape == (24, 14, 9) and weights.min() >= 0
     torch.testing.assert_close(weights.sum(dim=0), torch.ones(14, 9))
-
-
-def test_constant_scores_stay():
     scores = torch.tensor([0.2, 0.7, 0.1]).view(3, 1, 1).expand(3, 20, 25)
     torch.testing.assert_close(pamr(photo(20, 25), scores, 10, (8, 16)), scores, rtol=0, atol=1e-5)
-
-
-def test_probabilities_stay_probabilities():
     refined = pamr(photo(20, 25), probabilities(5, 20, 25), 10, (1, 2))
     assert refined.min() >= 0
     torch.testing.assert_close(refined.sum(dim=0), torch.ones(20, 25), rtol=0, atol=1e-5)
@@ -137,70 +128,23 @@ def test_scale_and_offset_of_the_colours_do_not_matter():
     torch.testing.assert_close(pamr(image * gain + offset, scores, 3, (1, 4)), pamr(image, scores, 3, (1, 4)))
 
 
-def test_scores_move_to_a_strong_edge():
+def test_a_strong_edge_attracts_and_separates():
     image = 0.02 * photo(32, 40)
     image[:, :, 20:] += 0.9
     scores = torch.full((2, 32, 40), 0.1)
     scores[0, :, :17], scores[1, :, 17:] = 0.9, 0.9  # three pixels off the edge
     labels = pamr(image, scores, 10, (1, 2, 4)).argmax(dim=0)
-    assert (labels[:, :20] == 0).all()
-    assert (labels[:, 20:] == 1).all()
-
-
-def test_nothing_crosses_a_strong_edge():
-    image = 0.02 * photo(32, 40)
-    image[:, :, 20:] += 0.9
+    assert (labels[:, :20] == 0).all() and (labels[:, 20:] == 1).all()
     side = (torch.arange(40) >= 20).float().expand(1, 32, 40)
-    refined = pamr(image, side, 10, (1, 2))
-    torch.testing.assert_close(refined, side, rtol=0, atol=0.02)
-    blurred = pamr(torch.zeros(3, 32, 40), side, 10, (1, 2))
-    assert (blurred - side).abs().max() > 0.3
+    torch.testing.assert_close(pamr(image, side, 10, (1, 2)), side, rtol=0, atol=0.02)
+    assert (pamr(torch.zeros(3, 32, 40), side, 10, (1, 2)) - side).abs().max() > 0.3
 
 
-def test_no_gradient_and_no_change_of_what_is_given():
-    image, scores = photo(8, 9).requires_grad_(), probabilities(2, 8, 9).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_computes_in_single_precision_and_changes_nothing(dtype):
+    image, scores = photo(8, 9).requires_grad_(), probabilities(2, 8, 9).to(dtype).requires_grad_()
     before = image.detach().clone(), scores.detach().clone()
-    refined = pamr(image, scores, 2, (1,))
-    assert not refined.requires_grad
-    assert torch.equal(image, before[0])
-    assert torch.equal(scores, before[1])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_computes_in_single_precision(dtype):
-    image, scores = photo(8, 9), probabilities(2, 8, 9).to(dtype)
     refined = pamr(image, scores, 5, (1, 2))
-    assert refined.dtype == torch.float32
+    assert refined.dtype == torch.float32 and not refined.requires_grad
     torch.testing.assert_close(refined, pamr(image, scores.float(), 5, (1, 2)))
-
-
-# Configuration ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        ({"iterations": 0}, ["refine.iterations=0"]),
-        ({"dilations": ()}, ["refine.dilations", "empty"]),
-        ({"dilations": (8, 0)}, ["refine.dilations=[8, 0]", "0 is"]),
-        ({"dilations": (8, -1)}, ["refine.dilations", "-1 is"]),
-        ({"dilations": (8, 2.5)}, ["refine.dilations", "2.5 is"]),
-        ({"dilations": ("a",)}, ["refine.dilations", "'a' is"]),
-    ],
-)
-def test_refused(arguments, parts):
-    with pytest.raises(InputError) as caught:
-        PixelRefinement(**arguments)
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(InputError, match=r"refine\.kind=pmr is unknown.*pamr"):
-        build_refinement({"kind": "pmr"})
-
-
-def test_configuration_files_are_the_kinds():
-    """Each file has the defaults of its kind."""
-    kinds = {"none": None, "pamr": PixelRefinement(), "sam": SamRefinement(), "vote": RegionVote()}
-    assert choices("refine") == list(kinds)
-    assert {name: build_refinement(to_plain(load_choice("refine", name))) for name in kinds} == kinds
+    assert torch.equal(image, before[0]) and torch.equal(scores, before[1])

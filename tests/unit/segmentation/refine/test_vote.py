@@ -1,4 +1,5 @@
-from dataclasses import dataclass, replace
+"""Votes of regions, against loops over pixels in float64."""
+
 from typing import Any
 
 import numpy as np
@@ -6,24 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simzss.errors import InputError
 from simzss.models.sam.load import load_sam
 from simzss.segmentation.refine import vote as module
-from simzss.segmentation.refine.vote import VOTES, RegionVote, _boxes, _rounds, vote
+from simzss.segmentation.refine.vote import _rounds, vote
+from simzss.segmentation.settings import VoteSettings
 from tests.unit.models.sam.tiny import image, save_first, save_second
+from tests.unit.segmentation.refine.scenes import Masks, blobs
 
-SETTINGS = RegionVote(points=8)
-
-
-@dataclass
-class Masks:
-    """Logits (P, M, h, w) over the whole image, and predicted IoU (P, M)."""
-
-    logits: torch.Tensor
-    iou: torch.Tensor
-
-    def at(self, size, index=None):
-        return F.interpolate(self.logits if index is None else self.logits[index], size, mode="bilinear")
+SETTINGS = VoteSettings(points=8)
 
 
 class Scene:
@@ -48,11 +39,6 @@ class Scene:
         return Masks(torch.stack(logits), torch.tensor(iou))
 
 
-def blobs(count: int, height: int, width: int, seed: int) -> torch.Tensor:
-    coarse = torch.randn(1, count, 5, 5, generator=torch.Generator().manual_seed(seed))
-    return (2 * F.interpolate(coarse, (height, width), mode="bicubic")[0]).softmax(dim=0)
-
-
 def inside(disc, y: int, x: int, size: tuple[int, int]) -> float:
     """How far inside a disc the centre of a pixel lies."""
     u, v, radius, _ = disc
@@ -62,7 +48,7 @@ def inside(disc, y: int, x: int, size: tuple[int, int]) -> float:
 DISCS = ((0.4, 0.45, 0.35, 0.95), (0.3, 0.4, 0.12, 0.9), (0.8, 0.75, 0.15, 0.92))
 
 
-@pytest.mark.parametrize("kind", VOTES)
+@pytest.mark.parametrize("kind", ["probability", "label"])
 @pytest.mark.parametrize(
     ("count", "shape", "size"),
     [(5, (30, 41), (30, 41)), (5, (31, 30), (64, 57)), (3, (50, 40), (23, 29)), (1, (9, 9), (9, 9))],
@@ -71,7 +57,7 @@ DISCS = ((0.4, 0.45, 0.35, 0.95), (0.3, 0.4, 0.12, 0.9), (0.8, 0.75, 0.15, 0.92)
 def test_same_as_a_plain_loop(kind, count, shape, size, seed):
     """Known discs, from the largest to the smallest: votes of the pixels of the coarse map in it, pixel by pixel."""
     probabilities = blobs(count, *shape, seed)
-    voted = vote(Scene(*DISCS), None, probabilities, replace(SETTINGS, vote=kind), size)
+    voted = vote(Scene(*DISCS), None, probabilities, SETTINGS.replace(vote=kind), size)
     planes = probabilities.double().numpy()
     scores = F.interpolate(probabilities[None].double(), size, mode="bilinear")[0].numpy()
     sure = np.ones(size, dtype=bool)
@@ -119,14 +105,14 @@ def test_probability_and_label_differ():
     probabilities[1] = 1 - probabilities[0]
     scene = Scene((0.5, 0.5, 0.9, 0.95))
     for kind, label in (("label", 0), ("probability", 1)):
-        voted = vote(scene, None, probabilities, replace(SETTINGS, vote=kind), (8, 8))
+        voted = vote(scene, None, probabilities, SETTINGS.replace(vote=kind), (8, 8))
         assert (voted.labels == label).all()
         assert voted.counts.lost.tolist() == [label, 1 - label]  # the other one is gone, and counted
 
 
 def test_unsure_regions_leave_the_coarse_map():
     probabilities = blobs(4, 20, 30, 2)
-    for settings in (replace(SETTINGS, min_iou=0.96), replace(SETTINGS, min_stability=1.0)):
+    for settings in (SETTINGS.replace(min_iou=0.96), SETTINGS.replace(min_stability=1.0)):
         voted = vote(Scene(*DISCS), None, probabilities, settings, (20, 30))
         assert torch.equal(voted.labels, probabilities.argmax(dim=0))
         torch.testing.assert_close(voted.scores(), probabilities)
@@ -140,7 +126,7 @@ def test_a_region_without_a_pixel_of_the_coarse_map_is_counted():
     assert (voted.counts.unseen, voted.counts.kept, voted.counts.covered) == (1, 0, 0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("_CALL", 1), ("_CALL", 5), ("_CHUNK_BYTES", 1), ("_CHUNK_BYTES", 10**5)])
+@pytest.mark.parametrize(("name", "value"), [("_CALL", 1), ("_CALL", 5), ("CHUNK_BYTES", 1), ("CHUNK_BYTES", 10**5)])
 def test_chunks_make_no_difference(monkeypatch, name, value):
     probabilities = blobs(5, 40, 40, 3)
     expected = vote(Scene(*DISCS), None, probabilities, SETTINGS, (50, 60))
@@ -184,21 +170,12 @@ def test_a_large_region_does_not_answer_for_what_it_holds():
     assert vote(scene, None, blobs(3, 30, 30, 0), SETTINGS, (60, 60)).counts.kept == 2
 
 
-def test_boxes_are_outer_edges():
-    masks = torch.rand(20, 7, 9, generator=torch.Generator().manual_seed(0)) > 0.95
-    masks = masks[masks.flatten(1).any(dim=1)]
-    for mask, box in zip(masks, _boxes(masks).tolist(), strict=True):
-        places = mask.nonzero().tolist()
-        ys, xs = [y for y, _ in places], [x for _, x in places]
-        assert box == [min(xs), min(ys), max(xs) + 1, max(ys) + 1]
-
-
 @pytest.mark.parametrize("save", [save_first, save_second])
 def test_with_a_real_decoder(tmp_path, save):
     """Random weights: what it draws is noise, but all of it is accounted for."""
     sam = load_sam(str(save(tmp_path)))
     photo = image(41, 60)
-    settings = RegionVote(points=6, min_iou=0, min_stability=0)
+    settings = VoteSettings(points=6, min_iou=0, min_stability=0)
     voted = vote(sam, sam.encode(sam.resize(photo)), blobs(4, 30, 44, 0), settings, (41, 60))
     counts = voted.counts
     assert counts.points + counts.answered == 24
@@ -207,19 +184,3 @@ def test_with_a_real_decoder(tmp_path, save):
     assert counts.kept > 0
     assert counts.covered > 0
     assert torch.equal(voted.scores().argmax(dim=0), voted.labels)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        ({"points": 0}, "refine.points=0"),
-        ({"min_iou": 1.5}, "refine.min_iou=1.5"),
-        ({"min_stability": -0.1}, "refine.min_stability=-0.1"),
-        ({"max_overlap": float("nan")}, "refine.max_overlap=nan"),
-        ({"vote": "labels"}, "refine.vote=labels is unknown; did you mean label?"),
-    ],
-)
-def test_refused(arguments, part):
-    with pytest.raises(InputError) as caught:
-        RegionVote(**arguments)
-    assert part in str(caught.value)

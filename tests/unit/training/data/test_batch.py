@@ -7,10 +7,12 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from simzss.concepts.bank import ConceptBank, Entry
 from simzss.concepts.concept import Caption, Concept
-from simzss.data.shards import Skipped
+from simzss.data.shards import Skipped, summarise_skipped
 from simzss.features.stored import StoredFeatures
-from simzss.training.data.batch import collate, summarise_skipped
+from simzss.training.data import batch as batch_module
+from simzss.training.data.batch import Batch
 from simzss.training.data.encoding import CaptionEncoder, EncodedCaption
+from simzss.training.data.images import BatchImages, CachedFeatures, CachedRows, Pixels
 from tests.support.files import caption
 from tests.support.language import tokenizer
 
@@ -22,12 +24,17 @@ def encoder(bank: ConceptBank | None = BANK, context_length: int = 77) -> Captio
     return CaptionEncoder(SimpleNamespace(tokenizer=tokenizer(), context_length=context_length), bank)
 
 
+def collate(captions, pad_id=0, images: BatchImages | None = None, **options) -> Batch:
+    images = images or Pixels(torch.zeros(len(captions), 3, 2, 2, dtype=torch.uint8))
+    return batch_module.collate(captions, pad_id, images, **options)
+
+
 def words(ids) -> str:
     return tokenizer().decode(ids).strip()
 
 
 def captions_of(*lengths: int) -> list[EncodedCaption]:
-    """Captions of so many tokens, no two alike."""
+    """Return captions of so many tokens, no two alike."""
     return [EncodedCaption(tuple(range(100 * i, 100 * i + length)), ()) for i, length in enumerate(lengths)]
 
 
@@ -43,19 +50,19 @@ def test_mask_tells_padding_from_an_end_token_of_the_same_id():
     assert block.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize("most", [None, 3])
-def test_every_caption_is_found_in_the_order_that_it_was_given_in(most):
+@pytest.mark.parametrize("size", [None, 3])
+def test_every_caption_is_found_in_the_order_that_it_was_given_in(size):
     lengths = [12, 70, 3, 12, 71, 12, 3] * 20
     captions = captions_of(*lengths)
-    batch = collate(captions, -1, most_captions=most)
+    batch = collate(captions, -1, max_captions=size)
     assert len(batch) == len(captions) and len(batch.text) > 1
-    assert most is None or max(len(block.input_ids) for block in batch.text) <= most
+    assert size is None or max(len(block.input_ids) for block in batch.text) <= size
     rows = [
         ids[mask.bool()].tolist()
         for block in batch.text
         for ids, mask in zip(block.input_ids, block.attention_mask, strict=True)
     ]
-    assert [tuple(rows[place]) for place in batch.caption_row.tolist()] == [caption.input_ids for caption in captions]
+    assert [tuple(rows[index]) for index in batch.caption_index.tolist()] == [caption.input_ids for caption in captions]
 
 
 def test_tokens_of_concepts_are_found_among_those_of_all_blocks():
@@ -67,12 +74,12 @@ def test_tokens_of_concepts_are_found_among_those_of_all_blocks():
     batch = collate(captions, -1)
     assert len(batch.text) > 1
     row = torch.cat([block.input_ids.flatten() for block in batch.text])
-    found = list(zip(row[batch.token].tolist(), batch.token_concept.tolist(), strict=True))
+    found = list(zip(row[batch.token_index].tolist(), batch.token_concept.tolist(), strict=True))
     expected = [
-        (caption.input_ids[place], concept)
+        (caption.input_ids[token], concept)
         for caption in captions
         for concept, start, end in caption.concepts
-        for place in range(start, end)
+        for token in range(start, end)
     ]
     assert found == expected
 
@@ -86,61 +93,53 @@ def test_mentions_are_ragged_and_in_order():
     ]
     batch = collate(captions, 0)
     assert batch.mention_image.tolist() == [1, 1, 3]
-    assert batch.mention_slot.tolist() == [0, 1, 0]
+    assert batch.mention_position.tolist() == [0, 1, 0]
     assert batch.mention_concept.tolist() == [30, 10, 30]
-    assert batch.slots == 2 and batch.image_row is None
+    assert batch.max_mentions == 2 and batch.image_index is None
 
 
-def test_captions_of_one_image_share_its_slots():
+def test_mentions_of_all_captions_of_an_image_are_numbered_through():
     captions = [EncodedCaption((1, 2), ((i, 0, 1), (9, 1, 2))) for i in range(4)]
-    batch = collate(captions, 0, image_row=torch.tensor([1, 0, 1, 1]))
+    batch = collate(captions, 0, image_index=torch.tensor([1, 0, 1, 1]))
     assert batch.mention_image.tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
-    assert batch.mention_slot.tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
-    assert batch.slots == 6
+    assert batch.mention_position.tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert batch.max_mentions == 6
 
 
 def test_without_any_concept():
     batch = collate([EncodedCaption((1, 2), ()), EncodedCaption((1,), ())], 0)
-    for values in (batch.mention_image, batch.mention_slot, batch.mention_concept, batch.token, batch.token_concept):
-        assert values.shape == (0,)
-        assert values.dtype == torch.long
-    assert batch.slots == 0
+    for name in ("mention_image", "mention_position", "mention_concept", "token_index", "token_concept"):
+        assert getattr(batch, name).shape == (0,) and getattr(batch, name).dtype == torch.long
+    assert batch.max_mentions == 0
 
 
 def stored(scale: torch.Tensor | None = None) -> StoredFeatures:
     return StoredFeatures(torch.zeros(1, 4), torch.zeros(1, 2, 4), scale, (1, 2))
 
 
-def test_collate_passes_on_images_features_and_skipped():
-    captions, skipped = [EncodedCaption((1,), ())], [Skipped("a", "b")]
-    image, features = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), stored()
-    batch = collate(captions, 0, image=image, skipped=iter(skipped))
-    assert batch.image is image and batch.features is None and batch.skipped == (Skipped("a", "b"),)
-    batch = collate(captions, 0, features=features)
-    assert batch.features is features and batch.image is None and batch.skipped == ()
-    row, view = torch.tensor([3]), torch.tensor([1])
-    batch = collate(captions, 0, row=row, view=view)
-    assert batch.row is row and batch.view is view
-
-
-@pytest.mark.parametrize("features", [None, stored(), stored(torch.ones(1, 2))])
-def test_batch_moves_and_is_pinned_with_what_was_skipped(features, monkeypatch):
+@pytest.mark.parametrize(
+    ("images", "tensors"),
+    [
+        (Pixels(torch.zeros(1, 3, 2, 2, dtype=torch.uint8)), 1),
+        (CachedFeatures(stored(), False), 2),
+        (CachedFeatures(stored(torch.ones(1, 2)), True), 3),
+        (CachedRows(torch.tensor([3]), torch.tensor([1]), SimpleNamespace()), 2),
+    ],
+)
+def test_batch_moves_and_is_pinned_with_its_images_and_what_was_skipped(images, tensors, monkeypatch):
     """By Lightning, which copies no frozen dataclass, and by the loader, which knows tensors and methods only."""
-    image = None if features else torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    captions = [EncodedCaption((1, 2), ((0, 0, 1),))]
-    batch = collate(captions, 0, image=image, features=features, skipped=[Skipped("a", "b", "s.tar")])
+    skipped = [Skipped("a", "b", "s.tar")]
+    batch = collate([EncodedCaption((1, 2), ((0, 0, 1),))], images=images, skipped=iter(skipped))
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    for found in (move_data_to_device(batch, torch.device("meta")), pin_memory(batch)):
-        assert found.skipped == (Skipped("a", "b", "s.tar"),)
-    assert len(pinned) == 8 + (1 if features is None else 2 if features.scale is None else 3)
     moved = move_data_to_device(batch, torch.device("meta"))
+    for found in (moved, pin_memory(batch)):
+        assert found.skipped == tuple(skipped) and type(found.images) is type(images) and len(found.images) == 1
+    assert len(pinned) == 8 + tensors
     assert moved.text[0].input_ids.is_meta and moved.text[0].attention_mask.is_meta and moved.token_concept.is_meta
-    if features is None:
-        assert moved.image.is_meta
-    else:
-        assert moved.features.patches.is_meta and moved.features.grid == (1, 2)
-        assert features.scale is None or moved.features.scale.is_meta
+    on_device = []
+    moved.images.map(lambda tensor: on_device.append(tensor.is_meta) or tensor)
+    assert on_device == [True] * tensors
 
 
 def test_encoded_spans_hold_the_concepts_of_the_bank():

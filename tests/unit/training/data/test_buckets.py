@@ -1,4 +1,4 @@
-"""Length buckets against a search through every way to cut."""
+"""Length buckets against an exhaustive search."""
 
 import random
 from itertools import combinations, pairwise
@@ -25,7 +25,7 @@ def test_no_way_to_cut_costs_less(seed):
     rng = random.Random(seed)
     lengths = sorted(rng.choice((3, 9, 12, 70, 150, 400)) for _ in range(rng.randint(1, 11)))
     blocks = length_buckets(lengths)
-    assert [place for block in blocks for place in block] == list(range(len(lengths)))
+    assert [position for block in blocks for position in block] == list(range(len(lengths)))
     assert cost(lengths, [0, *(block.stop for block in blocks)]) == least_cost(lengths)
 
 
@@ -46,6 +46,6 @@ def test_real_lengths_are_hardly_padded():
     assert padded < 1.1 * sum(lengths) and len(blocks) <= 20
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(None, [7]), (7, [7]), (6, [3, 4]), (3, [2, 2, 3]), (1, [1] * 7)])
-def test_most(most, sizes):
-    assert [len(block) for block in length_buckets([5] * 7, most)] == sizes
+@pytest.mark.parametrize(("max_size", "sizes"), [(None, [7]), (7, [7]), (6, [3, 4]), (3, [2, 2, 3]), (1, [1] * 7)])
+def test_max_size(max_size, sizes):
+    assert [len(block) for block in length_buckets([5] * 7, max_size)] == sizes

@@ -19,10 +19,12 @@ from torch.utils.data import DataLoader
 
 from simzss.data.shards import Skipped
 from simzss.data.transforms import RandomCrop
+from simzss.training.data.assemble import assemble
 from simzss.training.data.batch import Batch, collate
 from simzss.training.data.encoding import CaptionEncoder, EncodedCaption
-from simzss.training.data.prefetch import Prefetched, unwanted
-from simzss.training.data.stream import NothingReadableError, TrainingStream, assemble
+from simzss.training.data.images import Pixels
+from simzss.training.data.prefetch import Prefetched, is_stopped
+from simzss.training.data.stream import NothingReadableError, TrainingStream
 from tests.support.files import make_shards, write_tar
 from tests.support.language import tokenizer
 
@@ -30,12 +32,12 @@ CPU = torch.device("cpu")
 
 
 def batch(number: int) -> Batch:
-    image = torch.full((1, 3, 2, 2), number, dtype=torch.uint8)
-    return collate([EncodedCaption((number,), ())], 0, image=image, skipped=[Skipped(str(number), "bad")])
+    images = Pixels(torch.full((1, 3, 2, 2), number, dtype=torch.uint8))
+    return collate([EncodedCaption((number,), ())], 0, images, skipped=[Skipped(str(number), "bad")])
 
 
 def number_of(found: Batch) -> int:
-    assert found.text[0].input_ids.item() == found.image[0, 0, 0, 0].item() == int(found.skipped[0].key)
+    assert found.text[0].input_ids.item() == found.images.pixels[0, 0, 0, 0].item() == int(found.skipped[0].key)
     return found.text[0].input_ids.item()
 
 
@@ -56,7 +58,7 @@ class Source:
         try:
             for number in range(self.end):
                 found = batch(number)
-                self.made.append(weakref.ref(found.image))
+                self.made.append(weakref.ref(found.images.pixels))
                 yield found
                 del found
             if self.error is not None:
@@ -69,8 +71,8 @@ class Source:
         return sum(made() is not None for made in self.made)
 
 
-def prefetched(make: Callable[[], Iterator[Batch]], length: int = 5, depth: int = 1) -> Prefetched:
-    return Prefetched(make, CPU, length, depth)
+def prefetched(make: Callable[[], Iterator[Batch]], length: int = 5) -> Prefetched:
+    return Prefetched(make, CPU, length)
 
 
 def threads() -> list[threading.Thread]:
@@ -91,25 +93,18 @@ def no_thread_is_left():
     assert threads() == []
 
 
-@pytest.mark.parametrize("depth", [1, 2, 10])
 @pytest.mark.parametrize(("end", "length", "expected"), [(1000, 5, 5), (3, 5, 3), (5, 5, 5), (0, 5, 0), (1000, 0, 0)])
-def test_batches_in_order_up_to_the_length(end, length, expected, depth):
+def test_batches_in_order_up_to_the_length(end, length, expected):
     source = Source(end)
-    batches = prefetched(source, length, depth)
+    batches = prefetched(source, length)
     assert len(batches) == length
-    iteration = iter(batches)
-    assert [number_of(found) for found in iteration] == list(range(expected))
-    assert threads() == [] and source.closed == (length > 0)
-    assert list(iteration) == [], "once at an end, always at an end"
-    assert len(source.made) == expected, "nothing is made that is not asked for"
-
-
-def test_every_iteration_is_a_new_one():
-    source = Source()
-    batches = prefetched(source, 3)
-    for calls in range(1, 4):
-        assert [number_of(found) for found in batches] == [0, 1, 2]
-        assert source.calls == source.closed == calls
+    for calls in (1, 2):  # every iteration is a new one
+        iteration = iter(batches)
+        assert source.calls == calls - 1 and threads() == [], "nothing begins before the first batch is asked for"
+        assert [number_of(found) for found in iteration] == list(range(expected))
+        assert threads() == [] and source.calls == calls and source.closed == calls * (length > 0)
+        assert list(iteration) == [], "once at an end, always at an end"
+        assert len(source.made) == calls * expected, "nothing is made that is not asked for"
 
 
 def test_two_iterations_side_by_side():
@@ -117,49 +112,37 @@ def test_two_iterations_side_by_side():
     assert [(number_of(a), number_of(b)) for a, b in zip(batches, batches, strict=True)] == [(i, i) for i in range(4)]
 
 
-def test_batches_are_made_in_a_thread_while_the_consumer_is_busy():
+def test_one_batch_is_made_in_a_thread_beyond_the_one_that_is_used():
     source = Source()
-    iteration = iter(prefetched(source))
-    next(iteration)
-    assert wait_until(lambda: len(source.made) == 2)
-    assert len(threads()) == 1
-    del iteration
-
-
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_no_more_than_depth_are_held_beyond_the_one_that_is_used(depth):
-    source = Source()
-    iteration = iter(prefetched(source, 20, depth))
+    iteration = iter(prefetched(source, 20))
     for taken in range(1, 10):
         found = next(iteration)
-        assert wait_until(lambda taken=taken: len(source.made) == taken + depth)
+        assert wait_until(lambda taken=taken: len(source.made) == taken + 1) and len(threads()) == 1
         time.sleep(0.01)  # for one too many
-        assert len(source.made) == taken + depth
-        assert source.alive <= depth + 1
+        assert len(source.made) == taken + 1 and source.alive <= 2
         del found
-        assert source.alive <= depth, "what the consumer is done with is gone"
+        assert source.alive <= 1, "what the consumer is done with is gone"
     del iteration
     assert source.alive == 0
 
 
 def test_batch_that_the_consumer_is_done_with_is_gone_while_the_next_is_made():
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
     images = []
 
     def slow() -> Iterator[Batch]:
         first = batch(0)
-        images.append(weakref.ref(first.image))
+        images.append(weakref.ref(first.images.pixels))
         yield first
         del first
         begun.set()
         go_on.wait(5)
         yield batch(1)
 
-    begun = threading.Event()
     iteration = iter(prefetched(slow))
     found = next(iteration)
     assert begun.wait(5)
-    assert images[0]() is found.image
+    assert images[0]() is found.images.pixels
     del found
     assert images[0]() is None
     go_on.set()
@@ -177,7 +160,7 @@ def test_error_comes_where_its_batch_would_have(place):
         yield from map(batch, range(place))
         fail()
 
-    iteration = iter(prefetched(broken, depth=10))
+    iteration = iter(prefetched(broken))
     assert [number_of(next(iteration)) for _ in range(place)] == list(range(place))
     with pytest.raises(NothingReadableError, match=r"^no readable sample$") as caught:
         next(iteration)
@@ -187,12 +170,10 @@ def test_error_comes_where_its_batch_would_have(place):
         next(iteration)
 
 
-def test_error_of_a_source_that_cannot_be_made():
+def test_error_of_a_source_that_cannot_be_made_or_closed():
     with pytest.raises(NothingReadableError):
         next(iter(prefetched(lambda: fail())))
 
-
-def test_error_of_closing_is_no_less_an_error():
     def broken() -> Iterator[Batch]:
         try:
             yield from map(batch, range(9))
@@ -219,19 +200,9 @@ def test_error_leaves_no_circle():
         gc.enable()
 
 
-def drop(batches: Prefetched) -> None:
-    iteration = iter(batches)
-    next(iteration)
-    del iteration
-
-
 def stop_early(batches: Prefetched) -> None:
     for _ in batches:
         break
-
-
-def cut(batches: Prefetched) -> None:
-    assert len(list(islice(batches, 2))) == 2
 
 
 def fail_in_between(batches: Prefetched) -> None:
@@ -249,20 +220,13 @@ def collect_garbage(batches: Prefetched) -> None:
     gc.collect()
 
 
-@pytest.mark.parametrize("end", [drop, stop_early, cut, fail_in_between, collect_garbage])
+@pytest.mark.parametrize(
+    "end", [stop_early, lambda batches: list(islice(batches, 2)), fail_in_between, collect_garbage]
+)
 def test_thread_and_source_end_with_the_consumer(end):
     source = Source()
-    end(prefetched(source, 100, 2))
-    assert threads() == []
-    assert source.closed == 1
-    assert source.alive == 0
-
-
-def test_nothing_begins_before_the_first_batch_is_asked_for():
-    source = Source()
-    iteration = iter(prefetched(source))
-    assert source.calls == 0 and threads() == []
-    del iteration
+    end(prefetched(source, 100))
+    assert threads() == [] and source.closed == 1 and source.alive == 0
 
 
 def test_iteration_that_its_own_thread_collects(monkeypatch):
@@ -299,7 +263,7 @@ def test_source_that_takes_long_is_told():
 
     def endless() -> Iterator[Batch]:
         yield batch(0)
-        while not unwanted():
+        while not is_stopped():
             asked.set()
             time.sleep(0.005)
 
@@ -309,12 +273,12 @@ def test_source_that_takes_long_is_told():
     start = time.monotonic()
     del iteration
     assert threads() == [] and time.monotonic() - start < 1
-    assert not unwanted(), "true in that thread only"
+    assert not is_stopped(), "true in that thread only"
 
 
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
-    """As by Ctrl-C."""
+    """Interrupt the main thread, as Ctrl-C does."""
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
@@ -330,7 +294,7 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 
 def test_consumer_who_is_interrupted_while_it_waits():
     def endless() -> Iterator[Batch]:
-        while not unwanted():
+        while not is_stopped():
             time.sleep(0.005)
         yield batch(0)
 
@@ -356,13 +320,13 @@ def streamed(urls: list[str], num_workers: int, images: int = 4) -> Iterator[Bat
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_stream_in_a_thread_is_the_same_and_leaves_random_numbers_alone(tmp_path, num_workers):
     urls = make_shards(tmp_path, [7, 5])
-    expected = [found.image for found in islice(streamed(urls, num_workers), 6)]
+    expected = [found.images.pixels for found in islice(streamed(urls, num_workers), 6)]
     torch.manual_seed(3)
     numbers = [torch.rand(1) for _ in range(600)]
     torch.manual_seed(3)
     drawn, found = [], []
     for step in prefetched(lambda: streamed(urls, num_workers), 6):
-        found.append(step.image)
+        found.append(step.images.pixels)
         for _ in range(100):  # while the thread makes the next one
             drawn.append(torch.rand(1))
             time.sleep(1e-4)

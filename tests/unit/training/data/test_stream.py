@@ -15,13 +15,22 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from simzss.concepts.bank import ConceptBank, Entry
-from simzss.training.data import stream as stream_module
 from simzss.data.shards import Skipped, read_shards, write_shard
 from simzss.data.transforms import RandomCrop, WholeImage
 from simzss.errors import InputError
+from simzss.training.data import stream as stream_module
+from simzss.training.data.assemble import assemble
 from simzss.training.data.batch import Batch
 from simzss.training.data.encoding import CaptionEncoder, EncodedCaption
-from simzss.training.data.stream import ImageBlock, OrderedBlocks, StreamBlock, TrainingStream, assemble, load_image
+from simzss.training.data.stream import (
+    OrderedImages,
+    StreamBlock,
+    TrainingStream,
+    deal_passes,
+    load_image,
+    read_parts,
+    shuffled,
+)
 from tests.support.files import PIPELINE, annotation, caption, image_bytes, make_shards, sample, write_tar
 from tests.support.language import tokenizer
 
@@ -58,16 +67,17 @@ def batches(dataset: TrainingStream, images: int, count: int = 3, num_workers: i
 
 
 def same(one: list[Batch], two: list[Batch]) -> bool:
-    return texts(one) == texts(two) and all(torch.equal(a.image, b.image) for a, b in zip(one, two, strict=True))
+    pixels = zip(one, two, strict=True)
+    return texts(one) == texts(two) and all(torch.equal(a.images.pixels, b.images.pixels) for a, b in pixels)
 
 
 def text_of(ids: Iterable[int]) -> str:
-    """A caption; the tokenizer parts the digits of a number."""
+    """Return a caption; the tokenizer parts the digits of a number."""
     return re.sub(r"(?<=\d) (?=\d)", "", tokenizer().decode(list(ids), skip_special_tokens=True).strip())
 
 
 def texts(found: list[Batch]) -> list[str]:
-    """The captions in order."""
+    """Return the captions in order."""
     found_texts = []
     for batch in found:
         in_order = [
@@ -75,7 +85,7 @@ def texts(found: list[Batch]) -> list[str]:
             for block in batch.text
             for ids, mask in zip(block.input_ids, block.attention_mask, strict=True)
         ]
-        found_texts += [text_of(in_order[row]) for row in batch.caption_row.tolist()]
+        found_texts += [text_of(in_order[index]) for index in batch.caption_index.tolist()]
     return found_texts
 
 
@@ -98,16 +108,16 @@ def test_crops_differ_with_the_seed_and_from_image_to_image(tmp_path):
     write_shard(tmp_path / "s.tar", [sample(0, image=image_bytes(0, (96, 64)))], PIPELINE)
     (first,) = batches(stream([str(tmp_path / "s.tar")]), 4, count=1)
     (other,) = batches(stream([str(tmp_path / "s.tar")], seed=1), 4, count=1)
-    assert len({image.numpy().tobytes() for image in [*first.image, *other.image]}) == 8
+    assert len({image.numpy().tobytes() for image in [*first.images.pixels, *other.images.pixels]}) == 8
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shape_of_batches(shards, num_workers):
     for batch in batches(stream(shards), 5, num_workers=num_workers):
-        assert batch.image.shape == (5, 3, 8, 8)
-        assert batch.image.dtype == torch.uint8
+        assert batch.images.pixels.shape == (5, 3, 8, 8)
+        assert batch.images.pixels.dtype == torch.uint8
         assert len(batch) == 5
-        assert batch.image_row is None
+        assert batch.image_index is None
         assert batch.mention_image.tolist() == [0, 1, 2, 3, 4]
         assert batch.skipped == ()
 
@@ -117,9 +127,9 @@ def test_stream_does_not_touch_the_random_state_of_the_run(shards):
     states = []
 
     class Watched(RandomCrop):
-        def __call__(self, image: Image.Image) -> torch.Tensor:
+        def __call__(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
             states.append(torch.random.get_rng_state())
-            crop = super().__call__(image)
+            crop = super().__call__(image, generator)
             states.append(torch.random.get_rng_state())
             return crop
 
@@ -128,35 +138,6 @@ def test_stream_does_not_touch_the_random_state_of_the_run(shards):
     batches(stream(shards, transform=Watched(8, 0.5)), 4)
     assert len(states) >= 24
     assert all(torch.equal(state, before) for state in [*states, torch.random.get_rng_state()])
-
-
-def test_draws_of_a_transform_come_from_its_generator():
-    def draws() -> list[torch.Tensor]:
-        probability = torch.full((4,), 0.5)
-        found = [torch.rand(4), torch.randn(4), torch.randint(9, (4,)), torch.randperm(4), torch.normal(0.0, 1.0, (4,))]
-        found += [torch.bernoulli(probability), torch.multinomial(probability, 2)]
-        found += [torch.empty(4).uniform_(), torch.empty(4).normal_(), torch.empty(4).random_()]
-        return [*found, torch.empty(4).bernoulli_(0.5), torch.empty(4).exponential_()]
-
-    expected_generator = torch.random.manual_seed(3)  # torch's own one
-    expected = draws()
-    assert torch.default_generator is expected_generator
-    before = torch.random.get_rng_state()
-    with stream_module._OwnDraws(torch.Generator().manual_seed(3)):
-        found = draws()
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_a_generator_that_a_transform_names_is_used():
-    expected = torch.rand(3, generator=torch.Generator().manual_seed(5))
-    with stream_module._OwnDraws(torch.Generator().manual_seed(3)):
-        assert torch.equal(torch.rand(3, generator=torch.Generator().manual_seed(5)), expected)
-
-
-def test_stream_does_not_reseed_the_gpu(shards, monkeypatch):
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("all devices are seeded"))
-    next(iter(stream(shards)))
 
 
 @pytest.mark.parametrize("shuffle", [0, 1, 6, 50])
@@ -183,10 +164,10 @@ def test_readers_share_out_every_pass(tmp_path, sizes, readers):
     """Counted over all readers, every record comes once a pass; in shares as even as the shards."""
     urls = make_shards(tmp_path, sizes)
     everything = Counter(read_shards(urls))
-    passes = [list(islice(stream_module._passes(urls, 5, 1, reader, readers), 3)) for reader in range(readers)]
+    passes = [list(islice(deal_passes(urls, 5, 1, reader, readers), 3)) for reader in range(readers)]
     orders = set()
     for number in range(3):
-        shares = [list(stream_module._read(passes[reader][number])) for reader in range(readers)]
+        shares = [list(read_parts(passes[reader][number])) for reader in range(readers)]
         assert Counter(record for share in shares for record in share) == everything
         assert sum(len(parts[number]) for parts in passes) < len(sizes) + readers, "few shards are read twice"
         if set(sizes) == {12}:
@@ -199,7 +180,7 @@ def test_readers_share_out_every_pass(tmp_path, sizes, readers):
 def test_whole_shards_stay_whole():
     urls = [f"s{number}" for number in range(6)]
     for reader in range(3):
-        parts = next(stream_module._passes(urls, 0, 0, reader, 3))
+        parts = next(deal_passes(urls, 0, 0, reader, 3))
         assert [(part.mine, part.cuts) for part in parts] == [(range(1), 1)] * 2
 
 
@@ -226,11 +207,10 @@ def test_shuffle_buffer(size):
     orders = set()
     for seed in range(20):
         given = iter(range(20))
-        shuffled = stream_module._shuffled(given, size, random.Random(seed))
-        first = next(shuffled)
+        first = next(shuffled(given, size, random.Random(seed)))
         read = 20 - len(list(given)) if size < 20 else 20
         assert first <= size and read <= size + 1, "no more than the buffer was read ahead"
-        orders.add(tuple(stream_module._shuffled(range(20), size, random.Random(seed))))
+        orders.add(tuple(shuffled(range(20), size, random.Random(seed))))
     assert all(sorted(order) == list(range(20)) for order in orders)
     assert len(orders) == (20 if size else 1)
 
@@ -238,7 +218,7 @@ def test_shuffle_buffer(size):
 def test_shuffle_buffer_of_all_is_a_fair_permutation():
     """The first record of three, over many seeds, in both ways through the buffer."""
     for size in (2, 3):
-        firsts = Counter(next(stream_module._shuffled("abc", size, random.Random(seed))) for seed in range(3000))
+        firsts = Counter(next(shuffled("abc", size, random.Random(seed))) for seed in range(3000))
         assert all(900 < firsts[letter] < 1100 for letter in "abc")
 
 
@@ -248,7 +228,7 @@ def test_image_and_caption_stay_together(tmp_path):
     transform = WholeImage(8)
     expected = {f"dog number {i}": load_image(samples[i], transform) for i in range(6)}
     for batch in batches(stream([str(tmp_path / "s.tar")], transform=transform, block_size=4), 5):
-        for text, image in zip(texts([batch]), batch.image, strict=True):
+        for text, image in zip(texts([batch]), batch.images.pixels, strict=True):
             assert torch.equal(image, expected[text])
 
 
@@ -267,12 +247,12 @@ def test_captions_of_an_image_are_all_used_before_one_comes_again(tmp_path, coun
     expected = {str(i): load_image(sample(i), WholeImage(8)) for i in range(4)}
     orders = set()
     for batch in found:
-        assert len(batch) == 4 * count and batch.image.shape[0] == 4
-        assert batch.image_row.tolist() == [image for image in range(4) for _ in range(count)]
+        assert len(batch) == 4 * count and len(batch.images) == 4
+        assert batch.image_index.tolist() == [image for image in range(4) for _ in range(count)]
         of_image = [texts([batch])[image * count : (image + 1) * count] for image in range(4)]
         mentions = [image for image, some in enumerate(of_image) for text in some if text.startswith("dog")]
         assert batch.mention_image.tolist() == mentions
-        for image, some in zip(batch.image, of_image, strict=True):
+        for image, some in zip(batch.images.pixels, of_image, strict=True):
             words, numbers = zip(*(text.split() for text in some), strict=True)
             assert len(set(numbers)) == 1 and torch.equal(image, expected[numbers[0]])
             assert words[3:] == words[:-3], "the same order again"
@@ -289,7 +269,7 @@ def test_what_is_skipped_is_reported_with_the_batch(tmp_path, shards):
     assert set(skipped) == {"no", "notext"}
     assert {record.shard for batch in found for record in batch.skipped} == {str(tmp_path / "bad.tar")}
     assert "unreadable image" in skipped["no"] and "bad annotation" in skipped["notext"]
-    assert all(len(batch) == len(batch.image) == 4 for batch in found)
+    assert all(len(batch) == len(batch.images) == 4 for batch in found)
 
 
 def test_readers_of_a_shard_report_each_bad_sample_once(tmp_path):
@@ -333,7 +313,7 @@ def test_a_long_row_of_bad_samples_does_not_end_the_stream(tmp_path, num_workers
 
 def test_an_endless_row_of_bad_samples_ends_the_stream(tmp_path, monkeypatch):
     """Without waiting for the end of the pass, and whatever block has been begun."""
-    monkeypatch.setattr(stream_module, "_HOPELESS", 50)
+    monkeypatch.setattr(stream_module, "_MAX_SKIPPED", 50)
     members = [("0.png", sample(0).image), ("0.json", annotation())]
     write_tar(tmp_path / "s.tar", members + [(f"bad{i}.json", b"{}") for i in range(51)])
     with pytest.raises(
@@ -343,17 +323,17 @@ def test_an_endless_row_of_bad_samples_ends_the_stream(tmp_path, monkeypatch):
 
 
 def block(*numbers: int, captions: int = 1, skipped: Iterable[str] = ()) -> StreamBlock:
-    """A block of images that are all their number."""
+    """Make a block of images that are all their number."""
     image = torch.tensor(numbers, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
     encoded = [tuple(EncodedCaption((number, k), ()) for k in range(captions)) for number in numbers]
     return StreamBlock(image.contiguous(), encoded, tuple(Skipped(key, "bad") for key in skipped))
 
 
 def contents(batch: Batch) -> tuple[list[int], list[list[int]], list[str]]:
-    """Images by their number, captions, and what was skipped."""
+    """Return the images by their number, captions, and what was skipped."""
     ids = [ids for block in batch.text for ids in block.input_ids.tolist()]
-    captions = [ids[row] for row in batch.caption_row.tolist()]
-    return batch.image[:, 0, 0, 0].tolist(), captions, [record.key for record in batch.skipped]
+    captions = [ids[index] for index in batch.caption_index.tolist()]
+    return batch.images.pixels[:, 0, 0, 0].tolist(), captions, [record.key for record in batch.skipped]
 
 
 @pytest.mark.parametrize("captions", [1, 3])
@@ -379,36 +359,19 @@ def test_text_blocks_are_no_larger_than_asked():
     assert max(len(text.input_ids) for text in batch.text) <= 5
 
 
-def test_images_of_a_batch_exist_once(monkeypatch):
-    """They are written into the tensor that the batch has, and no two batches share one."""
-    allocated = []
-    empty = torch.empty
-
-    def counted(*args, **kwargs):
-        made = empty(*args, **kwargs)
-        if made.dtype == torch.uint8:
-            allocated.append(made.data_ptr())
-        return made
-
-    monkeypatch.setattr(torch, "empty", counted)
-    found = list(assemble([block(*range(i, i + 3)) for i in range(0, 12, 3)], 4, 0, None))
-    assert [batch.image.data_ptr() for batch in found] == allocated
-    assert len(set(allocated)) == 3
-
-
 def test_batches_that_are_handed_over_are_not_kept():
     """While one waits to be taken the next may not take memory, but a reader who is done with one frees it."""
     gone = []
     source = assemble([block(*range(i, i + 3)) for i in range(0, 12, 3)], 3, 0, None)
     for number in range(4):
         batch = next(source)
-        weakref.finalize(batch.image, gone.append, number)
+        weakref.finalize(batch.images.pixels, gone.append, number)
         del batch
         assert gone == list(range(number + 1))
 
 
 def started(source: Callable[[], Iterator[Batch]]) -> tuple[Iterator[Batch], list]:
-    """Call it; what it gives, and the workers that this started."""
+    """Call it; return its result and the workers that this started."""
     before = set(multiprocessing.active_children())
     found = source()
     return found, [worker for worker in multiprocessing.active_children() if worker not in before]
@@ -433,7 +396,7 @@ def test_workers_end_with_an_error_of_one_of_them(shards):
     """Though the error, which knows the loader by its traceback, is still at hand."""
 
     class Broken(WholeImage):
-        def __call__(self, image: Image.Image) -> torch.Tensor:
+        def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
             raise RuntimeError("transform is broken")
 
     source, workers = started(lambda: assemble(loader(stream(shards, transform=Broken(8)), 2), 4, 0, None))
@@ -452,45 +415,29 @@ def test_load_image():
 
 def test_an_error_of_the_transform_is_not_taken_for_a_bad_image():
     class Broken:
-        least = None
+        min_side = None
 
-        def __call__(self, image: Image.Image) -> torch.Tensor:
+        def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> torch.Tensor:
             raise RuntimeError("transform is broken")
 
     with pytest.raises(RuntimeError, match="transform is broken"):
         load_image(sample(0), Broken())
 
 
-def blocks(urls, block_size: int, num_workers: int) -> list[ImageBlock]:
-    dataset = OrderedBlocks(urls, WholeImage(8), block_size)
-    return list(loader(dataset, num_workers))
-
-
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
-def test_ordered_blocks_do_not_depend_on_the_workers(shards, num_workers):
-    found = blocks(shards, 2, num_workers)
-    texts = [captions[0].text for block in found for captions in block.captions]
-    assert texts == [f"dog number {i}" for i in range(11)]
-    assert [len(block.image) for block in found] == [2, 2, 2, 2, 2, 1]
+def test_ordered_images_do_not_depend_on_the_workers(tmp_path, shards, num_workers):
+    """Blocks of what is readable in two records each; one has nothing."""
+    bad = [("a.png", b"no image"), ("a.json", annotation()), ("b.png", b"x"), ("b.json", b"{}")]
+    write_tar(tmp_path / "bad.tar", bad)
+    urls = [str(tmp_path / "bad.tar"), *shards]
+    found = list(loader(OrderedImages(urls, WholeImage(8), 2), num_workers))
+    assert [len(pixels) for pixels in found] == [0, 2, 2, 2, 2, 2, 1]
     expected = torch.stack([load_image(sample(i), WholeImage(8)) for i in range(11)])
-    assert torch.equal(torch.cat([block.image for block in found]), expected)
+    assert torch.equal(torch.cat(found[1:]), expected)
 
 
 def test_images_of_a_block_are_pinned(shards, monkeypatch):
-    (block,) = blocks(shards[:1], 4, 0)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    assert pin_memory(block).captions == block.captions and pinned == [block.image]
     (block,) = islice(stream(shards[:1]), 1)
-    assert pin_memory(block).captions == block.captions and pinned[1:] == [block.image]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_ordered_blocks_report_what_they_skip(tmp_path, shards, num_workers):
-    bad = [("a.png", b"no image"), ("a.json", annotation()), ("b.png", b"x"), ("b.json", b"{}")]
-    write_tar(tmp_path / "bad.tar", bad)
-    found = blocks([str(tmp_path / "bad.tar"), shards[0]], 2, num_workers)
-    assert [len(block.image) for block in found] == [0, 2, 2]
-    assert [len(block.captions) for block in found] == [0, 2, 2]
-    assert [record.key for record in found[0].skipped] == ["a", "b"]
-    assert found[1].skipped == found[2].skipped == ()
+    assert pin_memory(block).captions == block.captions and pinned == [block.pixels]

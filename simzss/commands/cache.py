@@ -1,0 +1,79 @@
+"""`simzss cache`: features of a frozen backbone for all images of the shards, once for many runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from simzss.features.settings import Crop, FeatureSettings, Megabytes, Storage, Views, Workers
+from simzss.models.settings import BackboneSettings, ProxySettings
+from simzss.settings.base import Settings
+from simzss.settings.types import Positive, Precision, Seed
+
+if TYPE_CHECKING:
+    from simzss.features.build import CacheSummary
+
+
+class ShardsSettings(Settings):
+    """Shards to read."""
+
+    shards: str | list[str]
+    """glob or brace pattern, or a list: 'shards/*.tar', 'shards/{coco,flickr}/*.tar'"""
+    num_workers: Workers = 2
+    """decoding processes per process"""
+
+
+class CacheSettings(Settings):
+    """Cache the features of all images of the shards; the same command goes on where it was interrupted."""
+
+    backbone: BackboneSettings
+    """frozen vision backbone"""
+    proxy: ProxySettings = ProxySettings()
+    """model whose similarities replace the attention of the backbone's last block"""
+    data: ShardsSettings
+    """images"""
+    output: Path
+    """folder; takes the features of one backbone, transform and storage"""
+    views: Views = 1
+    """views of each image, 1 to 4: the whole, then random crops"""
+    min_crop: Crop = 0.9
+    """smallest share of the image that a crop keeps"""
+    storage: Storage = "bfloat16"
+    """number format; int8 has a scale for each patch and half the size"""
+    file_mb: Megabytes = 256.0
+    """megabytes (10^6 bytes) of features in a file at most"""
+    batch_size: Positive | None = None
+    """images through the backbone at a time; null: what suits the machine"""
+    precision: Precision = "auto"
+    """auto: bf16-mixed where it is native"""
+    accelerator: Literal["auto", "cpu"] = "auto"
+    """auto: the machine's accelerator when it has one"""
+    seed: Seed = 0
+    """of the crops"""
+
+    @property
+    def features(self) -> FeatureSettings:
+        """Return how features are computed and stored."""
+        own = {name: getattr(self, name) for name in FeatureSettings.model_fields if name != "num_workers"}
+        return FeatureSettings(**own, num_workers=self.data.num_workers)
+
+
+def run(settings: CacheSettings) -> CacheSummary:
+    """Make the cache, in this process or in those that torchrun or srun started.
+
+    Raises:
+        InputError: anything wrong with the shards, the backbone or the folder.
+    """
+    from simzss.data.shards import expand_shards
+    from simzss.device import device_of, resolve_precision
+    from simzss.distributed import process_group, raise_on_all_ranks
+    from simzss.features.build import build_cache
+    from simzss.models.build import build_backbone
+
+    with process_group():
+        device = device_of(settings.accelerator)
+        with raise_on_all_ranks():
+            urls = expand_shards(settings.data.shards)
+            backbone = build_backbone(settings.backbone, settings.proxy, settings.seed)
+            precision = resolve_precision(settings.precision, device)
+        return build_cache(backbone, urls, settings.output, settings.features, device, precision)

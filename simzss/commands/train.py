@@ -1,0 +1,164 @@
+"""`simzss train`: a text encoder for a frozen backbone, from captions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simzss.concepts.settings import ConceptSettings
+from simzss.losses.settings import LossSettings
+from simzss.models.settings import BackboneSettings, ProxySettings, TextSettings
+from simzss.segmentation.settings import Protocol
+from simzss.settings.base import Settings
+from simzss.settings.types import Seed
+from simzss.training.settings import (
+    CsvLogger,
+    DataSettings,
+    LoggerSettings,
+    OptimSettings,
+    TrainerSettings,
+    ValidationSettings,
+)
+
+if TYPE_CHECKING:
+    from simzss.concepts.bank import ConceptBank
+    from simzss.models.simzss import SimZSS
+    from simzss.training.data.datamodule import CaptionDataModule
+    from simzss.training.module import SimZSSModule
+    from simzss.training.trainer import Run
+
+log = logging.getLogger(__name__)
+
+
+class TrainSettings(Settings):
+    """Train a text encoder against a frozen backbone."""
+
+    backbone: BackboneSettings
+    """frozen vision backbone"""
+    proxy: ProxySettings = ProxySettings()
+    """model whose similarities guide the last block's attention (ProxyCLIP)"""
+    text: TextSettings
+    """text encoder"""
+    concepts: ConceptSettings
+    """concept bank"""
+    loss: LossSettings = LossSettings()
+    """losses"""
+    data: DataSettings
+    """images and captions"""
+    optim: OptimSettings = OptimSettings()
+    """optimiser"""
+    trainer: TrainerSettings = TrainerSettings()
+    """machine and schedule"""
+    logger: LoggerSettings = LoggerSettings(csv=CsvLogger())
+    """where metrics go"""
+    protocol: Protocol = Protocol()
+    """of validation"""
+    validation: ValidationSettings = ValidationSettings()
+    """zero-shot segmentation during training"""
+    seed: Seed = 0
+    """of weights, batches and crops"""
+    output_dir: Path = Path("outputs/train")
+    """folder of the run: config.yaml, metrics.csv, checkpoints/, model/"""
+    resume: str | None = None
+    """`last` continues from output_dir/checkpoints/last.ckpt, or a checkpoint file"""
+
+
+def run(settings: TrainSettings) -> Path:
+    """Train as configured and return the model folder.
+
+    Raises:
+        InputError: settings or data that cannot be used; on all processes that torchrun or Slurm started, when they are
+            wrong for one of them.
+    """
+    from simzss.distributed import raise_on_all_ranks
+    from simzss.training.resume import find_checkpoint
+    from simzss.training.trainer import start_trainer
+
+    started = start_trainer(
+        settings.trainer, settings.logger, settings.validation, settings.protocol, settings.output_dir
+    )
+    with raise_on_all_ranks():
+        checkpoint = find_checkpoint(settings.resume, settings.output_dir, started.trainer)
+        module, data = build_training(settings, started.precision)
+        started.load_validation()
+    if settings.trainer.compile:
+        module.model.text_encoder.compile_body()
+    started.fit(module, data, settings, checkpoint)
+    return _write_model(started, module, data)
+
+
+def build_training(
+    settings: TrainSettings, precision: str, model: SimZSS | None = None
+) -> tuple[SimZSSModule, CaptionDataModule]:
+    """Build the module that learns and its data.
+
+    Args:
+        settings: of the run.
+        precision: resolved.
+        model: of these settings; None: build it.
+    """
+    from simzss.models.build import build_model
+    from simzss.training.module import SimZSSModule
+
+    if model is None:
+        model = build_model(settings.backbone, settings.proxy, settings.text, settings.seed)
+    model.backbone.use_precision(precision)
+    bank = build_bank(settings.concepts)
+    data = build_data(settings, model, bank, precision)
+    micro_batch = settings.trainer.micro_batch
+    return SimZSSModule(model, len(bank), settings.loss, settings.optim, settings.seed, micro_batch), data
+
+
+def build_bank(settings: ConceptSettings) -> ConceptBank:
+    """Read a concept bank without the classes of the excluded benchmarks.
+
+    Raises:
+        InputError: no such list or benchmark.
+    """
+    from simzss.concepts.bank import ConceptBank
+    from simzss.concepts.leakage import excluded_words
+    from simzss.settings.compose import find_file
+
+    path = find_file(settings.bank, "concepts.bank")
+    bank = ConceptBank.from_file(path, excluded_words(settings.exclude), settings.surface_forms)
+    log.info("concept bank %s: %d concepts", path.name, len(bank))
+    return bank
+
+
+def build_data(settings: TrainSettings, model: SimZSS, bank: ConceptBank, precision: str) -> CaptionDataModule:
+    """Build the data module for images that stream, or for cached features.
+
+    Raises:
+        InputError: no such shards.
+    """
+    from simzss.training.data.cached import CachedDataModule
+    from simzss.training.data.streamed import StreamDataModule
+
+    data, seed, micro_batch = settings.data, settings.seed, settings.trainer.micro_batch
+    if data.kind == "stream":
+        return StreamDataModule(model, bank, data, seed=seed, micro_batch=micro_batch)
+    folder = Path(data.features) if data.features is not None else settings.output_dir / "features"
+    return CachedDataModule(model, bank, data, folder, precision=precision, seed=seed, micro_batch=micro_batch)
+
+
+def _write_model(run: Run, module: SimZSSModule, data: CaptionDataModule) -> Path:
+    """Write the model folder and what was skipped, by one process; the others wait for it."""
+    from dataclasses import asdict
+
+    from simzss.atomic import write_json
+    from simzss.data.shards import summarise_skipped
+    from simzss.distributed import gather_values
+    from simzss.models.checkpoint import save_model
+
+    folder = run.output / "model"
+    skipped = dict.fromkeys(record for share in gather_values(tuple(data.skipped)) for record in share)
+    if run.trainer.is_global_zero:
+        module.model.text_pooling = module.text_pooling
+        module.model.info["steps"] = run.trainer.global_step
+        save_model(module.model, folder)
+        if skipped:
+            log.warning("%s", summarise_skipped(skipped))
+            write_json(run.output / "skipped.json", [asdict(record) for record in skipped])
+    run.trainer.strategy.barrier()
+    return folder
