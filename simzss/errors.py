@@ -29,7 +29,7 @@ class ModelError(InputError):
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Phrase to append to an error about an unknown name: the nearest known names, or all of a short list."""
+    """Return a phrase for an error about an unknown name: the nearest known names, or all of a short list."""
     names = sorted(set(known))
     close = difflib.get_close_matches(str(name), names, n=limit, cutoff=0.4)
     if close:

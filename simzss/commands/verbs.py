@@ -77,7 +77,7 @@ def settings_of(verb: str, overrides: Sequence[str] | Mapping[str, Any], config:
 
 def training_verb(overrides: Sequence[str]) -> str:
     """Return `train-masks` where the overrides of `simzss train` are meant for it, as before version 0.2."""
-    from simzss.settings.compose import groups_of, names_in, search_path, split
+    from simzss.settings.compose import choices, groups_of, names_in, split
     from simzss.settings.renamed import renamed
 
     pairs = [renamed(*split(override), quiet=True) for override in overrides if "=" in override]
@@ -85,6 +85,5 @@ def training_verb(overrides: Sequence[str]) -> str:
     if any(key.partition(".")[0] in own for key, _ in pairs):
         return "train-masks"
     named = {name for key, value in pairs if key == "experiment" for name in names_in(value)}
-    files = [folder / "experiment" / f"{name}.yaml" for folder in search_path() for name in named]
-    text = "".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
-    return "train-masks" if any(f"override /{group}:" in text for group in own) else "train"
+    masks_only = set(choices("experiment", "train-masks")) - set(choices("experiment", "train"))
+    return "train-masks" if named & masks_only else "train"

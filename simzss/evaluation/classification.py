@@ -18,6 +18,7 @@ from simzss.evaluation.vectors import image_vectors, place_model, protocol, rank
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.classifier import build_classifier
 from simzss.settings.compose import find_file
+from simzss.settings.renamed import in_old_names
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def classify(
     found = image_vectors(
         model, Path(settings.root), folders.names, device=device, batch_size=batch_size, num_workers=num_workers
     )
-    readout = "concept" if text_pooling == "tokens" else text_pooling  # results keep the names of version 0.1
-    own = {"classes": settings.classes, "templates": settings.templates, "readout": readout}
+    own = in_old_names({"classes": settings.classes, "templates": settings.templates, "text_pooling": text_pooling})
     labels = torch.tensor(folders.labels, device=device)[found.index]
     counts = total(_counts(found.vectors, labels, classifier.weights)).tolist()
     images, first, fifth = (sum(column) for column in zip(*counts, strict=True))

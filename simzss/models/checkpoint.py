@@ -2,13 +2,13 @@
 
 The folder holds what was trained and the whole text encoder. The backbone is named, with the hash of its weights:
 it comes from the hub or from a local file, and another one than the text was trained for is rejected. Nothing in the
-folder is code, and nothing names code to run. Files keep the names of format version 1, which are translated here and
-nowhere else.
+folder is code, and nothing names code to run. Files keep the names of format version 1, which
+`simzss.settings.renamed` translates.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,11 +25,9 @@ from simzss.models.mask_head.head import build_mask_head
 from simzss.models.settings import BackboneSettings, MaskHeadSettings, ProxySettings, TextPooling
 from simzss.models.simzss import SimZSS
 from simzss.models.text import rebuild_text_encoder
+from simzss.settings.renamed import in_old_names, renamed_file
 
 FORMAT_VERSION = 1
-_PROXY_NAMES = {"beta": "shift", "gamma": "gain"}
-_HEAD_NAMES = {"ensemble_alpha": "learned_share", "ensemble_beta": "unseen_share"}
-_POOLING_NAMES = {"tokens": "concept"}
 _BACKBONE_KEYS = ("name", "timm_name", "weights", "features", "project", "image_size")
 
 
@@ -56,7 +54,7 @@ def save_model(model: SimZSS, folder: Path) -> None:
         "settings": _info_record(model),
     }
     if model.mask_head is not None:
-        head = _renamed(model.mask_head.settings.plain(), _HEAD_NAMES)
+        head = in_old_names(model.mask_head.settings.plain(), "mask_head.")
         config["multires"] = {"head": head, "trained": list(model.mask_head.trained)}
     save_file({name: value.contiguous() for name, value in _saved_state(model).items()}, folder / "model.safetensors")
     atomic_write(config_path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
@@ -135,7 +133,7 @@ def _backbone_record(backbone: Backbone) -> dict[str, Any]:
     if backbone.proxy is not None:
         own = backbone.proxy_backbone
         known = {} if own is None else _place(own) | {"fingerprint": own.fingerprint}
-        record["proxy"] = _renamed(backbone.proxy.plain(), _PROXY_NAMES) | known
+        record["proxy"] = in_old_names(backbone.proxy.plain(), "proxy.") | known
     return record | {"fingerprint": backbone.fingerprint}
 
 
@@ -145,7 +143,7 @@ def _place(backbone: Backbone) -> dict[str, str]:
 
 
 def _read_proxy(record: Mapping[str, Any]) -> ProxySettings:
-    values = _renamed(record, _reversed(_PROXY_NAMES))
+    values = renamed_file(dict(record), "proxy.")
     return ProxySettings.of({key: values[key] for key in ProxySettings.model_fields})
 
 
@@ -164,46 +162,39 @@ def _build(folder: Path, config: Mapping[str, Any], backbone: Backbone) -> SimZS
         trained = head["trained"]
         if not isinstance(trained, list) or not all(isinstance(name, str) for name in trained):
             raise ModelError("config.json: multires.trained is no list of names")
-        settings = MaskHeadSettings.of(_renamed(head["head"], _reversed(_HEAD_NAMES)))
+        settings = MaskHeadSettings.of(renamed_file(head["head"], "mask_head."))
         model.mask_head = build_mask_head(settings, backbone, trained)
     model.text_pooling = _read_pooling(info.pop("readout", "tokens"))
-    model.info = _translated(info, _reversed(_PROXY_NAMES))
+    model.info = _with_proxy_names(info, renamed_file)
     return model
 
 
 def _read_pooling(readout: Any) -> TextPooling:
-    for pooling in get_args(TextPooling):
-        if readout in (pooling, _POOLING_NAMES.get(pooling)):
-            return pooling
-    raise ModelError(
-        f"config.json: settings.readout={readout} is unknown; {nearest(str(readout), get_args(TextPooling))}"
-    )
+    pooling: TextPooling = renamed_file({"readout": readout})["text_pooling"]
+    if pooling not in get_args(TextPooling):
+        raise ModelError(
+            f"config.json: settings.readout={readout} is unknown; {nearest(str(readout), get_args(TextPooling))}"
+        )
+    return pooling
 
 
 def _info_record(model: SimZSS) -> dict[str, Any]:
-    readout = _POOLING_NAMES.get(model.text_pooling, model.text_pooling)
-    return {"readout": readout} | _translated(model.info, _PROXY_NAMES)
+    return in_old_names({"text_pooling": model.text_pooling}) | _with_proxy_names(model.info, in_old_names)
 
 
-def _translated(info: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _with_proxy_names(
+    info: Mapping[str, Any], translate: Callable[[dict[str, Any], str], dict[str, Any]]
+) -> dict[str, Any]:
     """Translate the keys of the proxy inside `untrained.backbone`, the only ones of `info` that have other names."""
     info = dict(info)
     untrained = info.get("untrained")
     backbone = untrained.get("backbone") if isinstance(untrained, dict) else None
     if isinstance(untrained, dict) and isinstance(backbone, dict) and isinstance(backbone.get("proxy"), dict):
-        info["untrained"] = untrained | {"backbone": backbone | {"proxy": _renamed(backbone["proxy"], names)}}
+        info["untrained"] = untrained | {"backbone": backbone | {"proxy": translate(backbone["proxy"], "proxy.")}}
     return info
 
 
-# Names and tensors ----------------------------------------------------------------------------------------------------
-
-
-def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(key, key): value for key, value in values.items()}
-
-
-def _reversed(names: Mapping[str, str]) -> dict[str, str]:
-    return {old: new for new, old in names.items()}
+# Tensors --------------------------------------------------------------------------------------------------------------
 
 
 def _saved_state(model: SimZSS) -> dict[str, Tensor]:

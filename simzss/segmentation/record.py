@@ -1,21 +1,12 @@
 """The protocol as it is recorded with every result, in the names of version 0.1: results of all versions compare."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from simzss.segmentation.classifier import Classifier
+from simzss.settings.renamed import in_old_names
 
 if TYPE_CHECKING:
     from simzss.segmentation.segmenter import Segmenter
-
-_KEYS = {
-    "text_pooling": "readout",
-    "beta": "shift",
-    "gamma": "gain",
-    "ensemble_alpha": "learned_share",
-    "ensemble_beta": "unseen_share",
-}
-_VALUES = {("inference", "stitch"): "splice", ("text_pooling", "tokens"): "concept"}
 
 
 def describe(segmenter: "Segmenter", classifier: Classifier) -> dict[str, Any]:
@@ -28,26 +19,19 @@ def describe(segmenter: "Segmenter", classifier: Classifier) -> dict[str, Any]:
         "features": backbone.features,
     }
     if model.mask_head is not None:
-        record |= {"short_side": segmenter.prepare.resize.size, "multires": _old(model.mask_head.settings.plain())}
+        record |= {"short_side": segmenter.prepare.resize.size, "mask_head": model.mask_head.settings.plain()}
     if backbone.proxy is not None:
         own = backbone.proxy_backbone
         proxy = {key: getattr(backbone.proxy, key) for key in ("name", "beta", "gamma")}
-        record["proxy"] = _old(proxy) | {"weights": None if own is None else own.fingerprint}
+        record["proxy"] = proxy | {"weights": None if own is None else own.fingerprint}
     aggregation = segmenter.aggregation
-    record["correlate"] = aggregation.plain() if aggregation.kind != "none" else "none"
+    record["aggregate"] = aggregation.plain() if aggregation.kind != "none" else "none"
     record["refine"] = "none" if segmenter.refiner is None else _whole(segmenter.refiner.describe(background))
     if segmenter.sam is not None:
         record["sam"] = {"name": segmenter.sam.name, "weights": segmenter.sam.fingerprint}
     threshold = background.threshold if background.has_threshold else 0.0
     record["background"] = {"kind": background.kind, "threshold": threshold, "words": list(background.words)}
-    return _old(record)
-
-
-def _old(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        _KEYS.get(key, key): _VALUES.get((key, value), value) if isinstance(value, str) else value
-        for key, value in values.items()
-    }
+    return in_old_names(record)
 
 
 def _whole(settings: dict[str, Any]) -> dict[str, Any]:

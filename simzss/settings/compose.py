@@ -71,14 +71,12 @@ def compose(
     Raises:
         ConfigError: an override without `=`, an unknown group choice (nearest names given), a broken file.
     """
-    if isinstance(overrides, Mapping):
-        pairs = [renamed(key, value) for key, value in _flat(overrides)]
-    else:
-        pairs = [renamed(key, Given(value)) for key, value in map(split, overrides)]
     known = groups_of(verb)
-    pairs = [
-        (key.removesuffix(".preset") if key.removesuffix(".preset") in known else key, value) for key, value in pairs
-    ]
+    given_values = _flat(overrides) if isinstance(overrides, Mapping) else _typed(overrides)
+    pairs: list[tuple[str, Any]] = []
+    for key, value in (renamed(*pair) for pair in given_values):
+        group = key.removesuffix(".preset")
+        pairs.append((group if group in known else key, value))
     selected = {key: choice for key, value in pairs if key in known and (choice := _choice(value)) is not None}
     for group, choice in selected.items():
         _require_choices(verb, group, choice)
@@ -131,6 +129,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _typed(overrides: Sequence[str]) -> Iterator[tuple[str, Given]]:
+    for key, value in map(split, overrides):
+        yield key, Given(value)
 
 
 def _choice(value: Any) -> str | None:
@@ -190,9 +193,10 @@ def _exchanged(experiment: str) -> set[str]:
     """Groups that an experiment exchanges, those of the ones that it builds on included."""
     found: set[str] = set()
     for entry in _yaml(_find("experiment", experiment)).get("defaults", []):
-        found |= {key.removeprefix("override /") for key in entry} if isinstance(entry, dict) else (
-            _exchanged(entry) if entry != "_self_" else set()
-        )  # fmt: skip
+        if isinstance(entry, dict):
+            found |= {key.removeprefix("override /") for key in entry}
+        elif entry != "_self_":
+            found |= _exchanged(entry)
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from simzss.settings.compose import choices, groups_of, header, search_path
+from simzss.settings.compose import CONF_DIR, choices, groups_of, header
 from simzss.settings.messages import shown
 from simzss.settings.types import members, models_of
 
@@ -16,7 +16,7 @@ _WIDTH = 44  # columns of `key: type = default` before the description
 
 def help_text(verb: str, cls: type[BaseModel]) -> str:
     """Return the help of a verb."""
-    lines = header(search_path()[-1] / "verbs" / f"{verb}.yaml")
+    lines = header(CONF_DIR / "verbs" / f"{verb}.yaml")
     groups = groups_of(verb)
     if groups:
         lines += ["", "groups, exchanged as NAME=CHOICE:"]

@@ -1,6 +1,10 @@
-"""Keys of version 0.1 that have another name now. They work for one version, with a warning of one line each."""
+"""Names of version 0.1 that are other ones now: the one table of them.
+
+Typed keys of old names work for one version, with a warning of one line each. Model folders and results keep the old
+names as their format."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,9 @@ VALUES = {
 }
 """(new key, old value) to new value."""
 
+_OLD_LEAVES = {new: old.rpartition(".")[2] for old, new in KEYS.items()}
+_OLD_VALUES = {(key, new): old for (key, old), new in VALUES.items()}
+
 
 def renamed(key: str, value: Any, quiet: bool = False) -> tuple[str, Any]:
     """Return a typed key and value in today's names, with a warning where they had others."""
@@ -49,6 +56,24 @@ def renamed_file(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, str):
             value = VALUES.get((new, value), value)
         found[new.removeprefix(prefix)] = value
+    return found
+
+
+def in_old_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values in the names of version 0.1, as formats of files keep them: undoes `renamed_file`.
+
+    Args:
+        values: in today's names.
+        prefix: today's key of the section that they are, such as `proxy.`.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        new = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            value = in_old_names(value, f"{new}.")
+        elif isinstance(value, str):
+            value = _OLD_VALUES.get((new, value), value)
+        found[_OLD_LEAVES.get(new, key)] = value
     return found
 
 
