@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from simzss.features.settings import Crop, FeatureSettings, Megabytes, Storage, Views, Workers
+from simzss.features.settings import FeatureSettings, StorageSettings, Workers
 from simzss.models.settings import BackboneSettings, ProxySettings
 from simzss.settings.base import Settings
 from simzss.settings.types import Positive, Precision, Seed
@@ -23,7 +23,7 @@ class ShardsSettings(Settings):
     """decoding processes per process"""
 
 
-class CacheSettings(Settings):
+class CacheSettings(StorageSettings):
     """Cache the features of all images of the shards; the same command goes on where it was interrupted."""
 
     backbone: BackboneSettings
@@ -34,14 +34,6 @@ class CacheSettings(Settings):
     """images"""
     output: Path
     """folder; takes the features of one backbone, transform and storage"""
-    views: Views = 1
-    """views of each image, 1 to 4: the whole, then random crops"""
-    min_crop: Crop = 0.9
-    """smallest share of the image that a crop keeps"""
-    storage: Storage = "bfloat16"
-    """number format; int8 has a scale for each patch and half the size"""
-    file_mb: Megabytes = 256.0
-    """megabytes (10^6 bytes) of features in a file at most"""
     batch_size: Positive | None = None
     """images through the backbone at a time; null: what suits the machine"""
     precision: Precision = "auto"
@@ -54,8 +46,7 @@ class CacheSettings(Settings):
     @property
     def features(self) -> FeatureSettings:
         """Return how features are computed and stored."""
-        own = {name: getattr(self, name) for name in FeatureSettings.model_fields if name != "num_workers"}
-        return FeatureSettings(**own, num_workers=self.data.num_workers)
+        return self.computed(batch_size=self.batch_size, num_workers=self.data.num_workers, seed=self.seed)
 
 
 def run(settings: CacheSettings) -> CacheSummary:

@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING
 from simzss.concepts.settings import ConceptSettings
 from simzss.losses.settings import LossSettings
 from simzss.models.settings import BackboneSettings, ProxySettings, TextSettings
-from simzss.segmentation.settings import Protocol
-from simzss.settings.base import Settings
-from simzss.settings.types import Seed
-from simzss.training.settings import (
-    CsvLogger,
-    DataSettings,
-    LoggerSettings,
-    OptimSettings,
-    TrainerSettings,
-    ValidationSettings,
-)
+from simzss.training.settings import DataSettings, RunSettings
 
 if TYPE_CHECKING:
     from simzss.concepts.bank import ConceptBank
@@ -31,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class TrainSettings(Settings):
+class TrainSettings(RunSettings):
     """Train a text encoder against a frozen backbone."""
 
     backbone: BackboneSettings
@@ -46,22 +36,8 @@ class TrainSettings(Settings):
     """losses"""
     data: DataSettings
     """images and captions"""
-    optim: OptimSettings = OptimSettings()
-    """optimiser"""
-    trainer: TrainerSettings = TrainerSettings()
-    """machine and schedule"""
-    logger: LoggerSettings = LoggerSettings(csv=CsvLogger())
-    """where metrics go"""
-    protocol: Protocol = Protocol()
-    """of validation"""
-    validation: ValidationSettings = ValidationSettings()
-    """zero-shot segmentation during training"""
-    seed: Seed = 0
-    """of weights, batches and crops"""
     output_dir: Path = Path("outputs/train")
     """folder of the run: config.yaml, metrics.csv, checkpoints/, model/"""
-    resume: str | None = None
-    """`last` continues from output_dir/checkpoints/last.ckpt, or a checkpoint file"""
 
 
 def run(settings: TrainSettings) -> Path:
@@ -75,16 +51,14 @@ def run(settings: TrainSettings) -> Path:
     from simzss.training.resume import find_checkpoint
     from simzss.training.trainer import start_trainer
 
-    started = start_trainer(
-        settings.trainer, settings.logger, settings.validation, settings.protocol, settings.output_dir
-    )
+    started = start_trainer(settings)
     with raise_on_all_ranks():
         checkpoint = find_checkpoint(settings.resume, settings.output_dir, started.trainer)
         module, data = build_training(settings, started.precision)
         started.load_validation()
     if settings.trainer.compile:
         module.model.text_encoder.compile_body()
-    started.fit(module, data, settings, checkpoint)
+    started.fit(module, data, checkpoint)
     return _write_model(started, module, data)
 
 
@@ -151,7 +125,7 @@ def _write_model(run: Run, module: SimZSSModule, data: CaptionDataModule) -> Pat
     from simzss.distributed import gather_values
     from simzss.models.checkpoint import save_model
 
-    folder = run.output / "model"
+    folder = run.settings.output_dir / "model"
     skipped = dict.fromkeys(record for share in gather_values(tuple(data.skipped)) for record in share)
     if run.trainer.is_global_zero:
         module.model.text_pooling = module.text_pooling
@@ -159,6 +133,6 @@ def _write_model(run: Run, module: SimZSSModule, data: CaptionDataModule) -> Pat
         save_model(module.model, folder)
         if skipped:
             log.warning("%s", summarise_skipped(skipped))
-            write_json(run.output / "skipped.json", [asdict(record) for record in skipped])
+            write_json(run.settings.output_dir / "skipped.json", [asdict(record) for record in skipped])
     run.trainer.strategy.barrier()
     return folder

@@ -8,37 +8,20 @@ from typing import TYPE_CHECKING, Self
 from pydantic import model_validator
 
 from simzss.losses.settings import MaskLossSettings
-from simzss.models.settings import MaskHeadSettings, TextPooling
-from simzss.segmentation.settings import Protocol
-from simzss.settings.base import Settings
-from simzss.settings.types import Seed
-from simzss.training.settings import (
-    CsvLogger,
-    LoggerSettings,
-    MasksSettings,
-    OptimSettings,
-    TrainerSettings,
-    ValidationSettings,
-)
+from simzss.models.settings import BackboneWeights, MaskHeadSettings, TextPooling
+from simzss.training.settings import MasksSettings, RunSettings
 
 if TYPE_CHECKING:
     from simzss.models.simzss import SimZSS
     from simzss.training.data.masks import MaskDataset
 
 
-class WeightsSettings(Settings):
-    """Frozen backbone of a trained model."""
-
-    weights: str | None = None
-    """local file or folder, where they are not found as recorded in the model folder"""
-
-
-class TrainMasksSettings(Settings):
+class TrainMasksSettings(RunSettings):
     """Train a mask head on a model: its backbone and its text encoder stay as they are."""
 
     model: str
     """model folder, or hub repository owner/name"""
-    backbone: WeightsSettings = WeightsSettings()
+    backbone: BackboneWeights = BackboneWeights()
     """the frozen backbone of the model"""
     text_pooling: TextPooling | None = None
     """how a class name becomes a vector: sentence, tokens of the name, both; null: the model's own"""
@@ -48,22 +31,8 @@ class TrainMasksSettings(Settings):
     """shape of the head"""
     mask_loss: MaskLossSettings = MaskLossSettings()
     """losses"""
-    optim: OptimSettings = OptimSettings()
-    """optimiser"""
-    trainer: TrainerSettings = TrainerSettings()
-    """machine and schedule"""
-    logger: LoggerSettings = LoggerSettings(csv=CsvLogger())
-    """where metrics go"""
-    protocol: Protocol = Protocol()
-    """of validation"""
-    validation: ValidationSettings = ValidationSettings()
-    """segmentation during training"""
-    seed: Seed = 0
-    """of weights, batches and crops"""
     output_dir: Path = Path("outputs/train_masks")
     """folder of the run: config.yaml, metrics.csv, train.txt, held_out.txt, checkpoints/, model/"""
-    resume: str | None = None
-    """`last` continues from output_dir/checkpoints/last.ckpt, or a checkpoint file"""
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
@@ -88,7 +57,7 @@ def run(settings: TrainMasksSettings) -> Path:
     from simzss.training.trainer import start_trainer
 
     output, head = settings.output_dir, settings.mask_head
-    started = start_trainer(settings.trainer, settings.logger, settings.validation, settings.protocol, output)
+    started = start_trainer(settings)
     with raise_on_all_ranks():
         resume = find_checkpoint(settings.resume, output, started.trainer)
         dataset, held_out = open_masks(settings.masks, head.scale * head.window, settings.seed)
@@ -100,7 +69,7 @@ def run(settings: TrainMasksSettings) -> Path:
         started.load_validation()
         if started.trainer.is_global_zero:
             write_split(output, dataset.benchmark.names, held_out)
-    started.fit(module, MaskDataModule(dataset, settings.seed), settings, resume)
+    started.fit(module, MaskDataModule(dataset, settings.seed), resume)
     if started.trainer.is_global_zero:
         model.info |= {"head_steps": started.trainer.global_step}
         save_model(model, output / "model")

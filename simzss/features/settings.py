@@ -1,6 +1,6 @@
 """Settings of cached features."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,8 +15,8 @@ Workers = Annotated[int, Field(ge=0)]
 Placement = Literal["auto", "device", "host", "mapped"]
 
 
-class FeatureSettings(Settings):
-    """Computing and storing features."""
+class StorageSettings(Settings):
+    """Views of images and the files that hold their features: what every verb that makes a cache has."""
 
     views: Views = 1
     """views of each image, 1 to 4: the whole, then random crops"""
@@ -26,6 +26,15 @@ class FeatureSettings(Settings):
     """number format; int8 has a scale for each patch and half the size"""
     file_mb: Megabytes = 256.0
     """megabytes (10^6 bytes) of features in a file at most"""
+
+    def computed(self, **how: Any) -> "FeatureSettings":
+        """Return these settings with how features are computed: `batch_size`, `num_workers`, `seed`."""
+        return FeatureSettings(**{name: getattr(self, name) for name in StorageSettings.model_fields}, **how)
+
+
+class FeatureSettings(StorageSettings):
+    """Computing and storing features."""
+
     batch_size: Positive | None = None
     """images through the backbone at a time; null: what suits the machine"""
     num_workers: Workers = 2

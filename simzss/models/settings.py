@@ -30,6 +30,13 @@ class BackboneSettings(Settings):
     """normalisation of features by statistics of the training images"""
 
 
+class BackboneWeights(Settings):
+    """Frozen backbone of a trained model."""
+
+    weights: str | None = None
+    """the backbone's weights, where they are not found as recorded in the model folder"""
+
+
 class ProxySettings(Settings):
     """The model whose similarities replace the last block's attention for `features=proxy` (ProxyCLIP, Lan et al.
     2024, equation 5), one file of `conf/proxy`."""

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from simzss.data.settings import Background, ProtocolValues
 from simzss.errors import ConfigError
-from simzss.models.settings import Features, ProxySettings, SamSettings, TextPooling
+from simzss.models.settings import BackboneWeights, Features, ProxySettings, SamSettings, TextPooling
 from simzss.settings.base import Settings
 from simzss.settings.types import Positive, Precision, Share
 
@@ -159,11 +159,9 @@ RefineSettings = Annotated[
 """How class probabilities follow the edges of the photo, one file of `conf/refine`."""
 
 
-class ModelWeights(Settings):
+class TrainedBackbone(BackboneWeights):
     """Frozen backbone of a trained model."""
 
-    weights: str | None = None
-    """the backbone's weights, where they are not found as recorded in the model folder"""
     features: Features | None = None
     """patch features; null: proxy with proxy=NAME, else as the model was trained"""
 
@@ -173,7 +171,7 @@ class SegmentationSettings(Settings):
 
     model: str
     """model folder, or hub repository owner/name"""
-    backbone: ModelWeights = ModelWeights()
+    backbone: TrainedBackbone = TrainedBackbone()
     """the frozen backbone of the model"""
     proxy: ProxySettings = ProxySettings()
     """proxy of the backbone's last block"""

@@ -1,13 +1,15 @@
 """Settings of training: optimiser, trainer, loggers, data, validation."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from simzss.features.settings import Crop, FeatureSettings, Megabytes, Placement, Storage, Views, Workers
+from simzss.features.settings import Crop, FeatureSettings, Placement, StorageSettings, Workers
+from simzss.segmentation.settings import Protocol
 from simzss.settings.base import Settings
-from simzss.settings.types import Positive, Precision, Share, Strings
+from simzss.settings.types import Positive, Precision, Seed, Share, Strings
 
 
 class OptimSettings(Settings):
@@ -123,7 +125,7 @@ class StreamSettings(Settings):
     """images from which centring or whitening takes its statistics"""
 
 
-class CachedSettings(Settings):
+class CachedSettings(StorageSettings):
     """Features kept by `simzss cache`: no image is decoded, no backbone runs.
 
     Given shards, the cache is made first, or completed.
@@ -145,21 +147,11 @@ class CachedSettings(Settings):
     """glob or brace pattern, or a list of them; null: the cache must be complete"""
     num_workers: Workers = 2
     """decoding processes per training process"""
-    views: Views = 1
-    """views of each image, 1 to 4: the whole, then random crops"""
-    min_crop: Crop = 0.9
-    """smallest share of the image that a crop keeps"""
-    storage: Storage = "bfloat16"
-    """number format of the features"""
-    file_mb: Megabytes = 256.0
-    """megabytes of a file at most"""
 
     @property
     def making(self) -> FeatureSettings:
         """Return how the run makes its own cache. Its seed is no part of that: runs with different ones share it."""
-        return FeatureSettings(
-            **{name: getattr(self, name) for name in ("views", "min_crop", "storage", "file_mb", "num_workers")}
-        )
+        return self.computed(num_workers=self.num_workers)
 
 
 DataSettings = Annotated[StreamSettings | CachedSettings, Field(discriminator="kind")]
@@ -212,3 +204,24 @@ class ValidationSettings(Settings):
     """first images, null: all"""
     every_n_epochs: Positive = 1
     """epochs between measurements"""
+
+
+class RunSettings(Settings):
+    """A run of either kind of training."""
+
+    optim: OptimSettings = OptimSettings()
+    """optimiser"""
+    trainer: TrainerSettings = TrainerSettings()
+    """machine and schedule"""
+    logger: LoggerSettings = LoggerSettings(csv=CsvLogger())
+    """where metrics go"""
+    protocol: Protocol = Protocol()
+    """of validation"""
+    validation: ValidationSettings = ValidationSettings()
+    """zero-shot segmentation during training"""
+    seed: Seed = 0
+    """of weights, batches and crops"""
+    output_dir: Path
+    """folder of the run: config.yaml, metrics.csv, checkpoints/, model/"""
+    resume: str | None = None
+    """`last` continues from output_dir/checkpoints/last.ckpt, or a checkpoint file"""

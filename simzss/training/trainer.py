@@ -14,12 +14,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from simzss.device import best_device, device_of, enable_tf32, resolve_precision
 from simzss.distributed import naming_lost_ranks
 from simzss.errors import ConfigError
-from simzss.segmentation.settings import Protocol
-from simzss.settings.base import Settings
 from simzss.training.callbacks import Progress, SaveSettings
 from simzss.training.cluster import EndBySigterm, choose_strategy, init_process_group, started_by
 from simzss.training.loggers import build_loggers
-from simzss.training.settings import LoggerSettings, TrainerSettings, ValidationSettings
+from simzss.training.settings import RunSettings, TrainerSettings
 from simzss.training.validation import ZeroShotValidation
 
 
@@ -30,13 +28,13 @@ class Run:
     Attributes:
         trainer: Lightning's.
         precision: resolved: `bf16-mixed` or `32-true`.
-        output: folder of the run.
+        settings: of the run.
         validation: callback that measures during training; None: no measurement.
     """
 
     trainer: pl.Trainer
     precision: str
-    output: Path
+    settings: RunSettings
     validation: ZeroShotValidation | None
 
     def load_validation(self) -> None:
@@ -48,49 +46,40 @@ class Run:
         if self.validation is not None:
             self.validation.load()
 
-    def fit(
-        self, module: pl.LightningModule, data: pl.LightningDataModule, settings: Settings, resume: Path | None
-    ) -> None:
+    def fit(self, module: pl.LightningModule, data: pl.LightningDataModule, resume: Path | None) -> None:
         """Train; `config.yaml` appears with the first step.
 
         Args:
             module: what learns.
             data: its batches.
-            settings: of the run.
             resume: checkpoint to continue from.
 
         Raises:
             InputError: the data or a validation that cannot be used, a loss that is no number, a lost process.
         """
-        self.trainer.callbacks.append(SaveSettings(settings, self.output / "config.yaml"))  # type: ignore[attr-defined]
         with naming_lost_ranks():
             checkpoint = None if resume is None else str(resume)
             self.trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
-def start_trainer(
-    trainer: TrainerSettings, logger: LoggerSettings, validation: ValidationSettings, protocol: Protocol, output: Path
-) -> Run:
+def start_trainer(settings: RunSettings) -> Run:
     """Build the trainer of a run and join the other processes.
-
-    Args:
-        trainer: machine and schedule.
-        logger: where metrics go.
-        validation: what is measured during training.
-        protocol: of that measurement.
-        output: folder of the run.
 
     Raises:
         ConfigError: see `build_loggers`, `build_trainer` and `init_process_group`.
     """
     _quiet_libraries()
-    loggers = build_loggers(logger, output)
-    precision = resolve_precision(trainer.precision, device_of(trainer.accelerator))
+    output, validation = settings.output_dir, settings.validation
+    loggers = build_loggers(settings.logger, output)
+    precision = resolve_precision(settings.trainer.precision, device_of(settings.trainer.accelerator))
     enable_tf32(precision)
-    measuring = None if validation.benchmark is None else ZeroShotValidation(validation, protocol, precision)
-    built = build_trainer(trainer, loggers, output, precision, [] if measuring is None else [measuring])
+    measuring = None if validation.benchmark is None else ZeroShotValidation(validation, settings.protocol, precision)
+    callbacks: list[pl.Callback] = [SaveSettings(settings, output / "config.yaml")]
+    built = build_trainer(
+        settings.trainer, loggers, output, precision, callbacks if measuring is None else [measuring, *callbacks]
+    )
     init_process_group(built)
-    return Run(built, precision, output, measuring)
+    return Run(built, precision, settings, measuring)
 
 
 def build_trainer(

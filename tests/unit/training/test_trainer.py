@@ -64,8 +64,7 @@ def test_every_seed_seeds_every_epoch():
 
 def started(tmp_path, *overrides: str):
     arguments = ["data.shards=x", "trainer.accelerator=cpu", f"output_dir={tmp_path}", *overrides]
-    settings = settings_of("train", arguments)
-    return start_trainer(settings.trainer, settings.logger, settings.validation, settings.protocol, settings.output_dir)
+    return start_trainer(settings_of("train", arguments))
 
 
 @pytest.mark.parametrize(("precision", "products"), [("bf16-mixed", "high"), ("32-true", "highest")])
