@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
+# Each test process on one thread, since there is one for every core. By file: what a file prepares is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test real-test rehearsal kills bench bench-gpu lint docs wheel clean
+.PHONY: help setup demo test slow-test real-test rehearsal kills bench bench-gpu lint docs wheel clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,8 +30,11 @@ demo: $(VENV)/.ready  ## render scenes, train on their captions, segment held-ou
 	$(BIN)/simzss eval model=$(DEMO)/run/model benchmark=scenes benchmark.root=$(DEMO)/scenes output_dir=$(DEMO) protocol.short_side=512 compare_untrained=true
 	@echo "report: $(DEMO)/report.html"
 
-test: $(VENV)/.ready lint  ## lint, types and all tests that need no downloaded data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.ready lint  ## lint, types and the tests that need no downloaded data, but for the slow ones
+	$(PYTEST) -m "not real and not slow"
+
+slow-test: $(VENV)/.ready  ## the slow tests: whole programs, a Ray cluster, kills, every example (2 minutes)
+	$(PYTEST) -m slow
 
 real-test: $(VENV)/.ready  ## tests on real photos and weights: SIMZSS_DATA=… SIMZSS_WEIGHTS=… make real-test
 	$(BIN)/python -m pytest -m real

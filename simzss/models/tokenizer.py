@@ -1,5 +1,6 @@
 """Tokenizers with character offsets: CLIP's byte-pair tokenizer, or that of a transformers folder."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ from simzss.errors import ModelError
 
 def clip_tokenizer() -> PreTrainedTokenizerBase:
     """Build CLIP's lower-casing byte-pair tokenizer from the vocabulary inside `open-clip-torch`."""
+    tokens, merges = _clip_vocabulary()
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=list(merges))
+
+
+@cache
+def _clip_vocabulary() -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Read the tokens and merges, once; a whole tokenizer is not kept, since threads must not share its state."""
     source = SimpleTokenizer()
-    tokens = [*list(source.encoder)[:-2], "<|startoftext|>", "<|endoftext|>"]  # which open_clip names otherwise
-    merges: Any = list(source.bpe_ranks)
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    tokens = (*list(source.encoder)[:-2], "<|startoftext|>", "<|endoftext|>")  # which open_clip names otherwise
+    return tokens, tuple(source.bpe_ranks)
 
 
 def directory_tokenizer(path: Path) -> PreTrainedTokenizerBase:

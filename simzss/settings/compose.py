@@ -1,6 +1,8 @@
 """Compose the files of `conf/` and a user's own, a configuration file and overrides. The only hydra import."""
 
 import contextlib
+import copy
+import functools
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -93,9 +95,18 @@ def compose(
 
 
 def _composed(verb: str, selected: Mapping[str, str], left_out: Collection[str]) -> dict[str, Any]:
+    arguments = (verb, tuple(selected.items()), tuple(left_out), search_path())
+    # The package's own files stay as they are while it runs; those of a user may be edited between two calls.
+    compose_once = _hydra if _user_dirs.get() else _hydra_of_package
+    return copy.deepcopy(compose_once(*arguments))
+
+
+def _hydra(
+    verb: str, selected: Sequence[tuple[str, str]], left_out: Sequence[str], folders: Sequence[Path]
+) -> dict[str, Any]:
     GlobalHydra.instance().clear()
-    path = ",".join(f"'file://{folder.as_posix()}'" for folder in search_path())
-    overrides = [f"hydra.searchpath=[{path}]", *(f"{group}={value}" for group, value in selected.items())]
+    path = ",".join(f"'file://{folder.as_posix()}'" for folder in folders)
+    overrides = [f"hydra.searchpath=[{path}]", *(f"{group}={value}" for group, value in selected)]
     try:
         with initialize_config_dir(str(CONF_DIR / "verbs"), version_base="1.3"):
             config = hydra_compose(verb, overrides=overrides + [f"~{group}" for group in left_out])
@@ -104,6 +115,9 @@ def _composed(verb: str, selected: Mapping[str, str], left_out: Collection[str])
         raise ConfigError(" ".join(str(error).split())[:400]) from error
     assert isinstance(values, dict)
     return _without_missing(renamed_file(values))
+
+
+_hydra_of_package = functools.lru_cache(maxsize=128)(_hydra)
 
 
 def _without_missing(values: dict[Any, Any]) -> dict[str, Any]:

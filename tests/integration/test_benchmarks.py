@@ -1,10 +1,7 @@
 """The eight sets in their official layouts, from raw downloads to one evaluation of all and a comparison of runs."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from simzss.models.simzss import SimZSS
 from tests.support import official_layouts
 from tests.support.files import picture
 from tests.support.models import make_backbone, make_scratch, refused, save_backbone, shaken
+from tests.support.processes import on_two_processes
 from tests.support.program import exit_code
 
 SETS = ["voc20", "voc21", "context59", "context60", "coco_object", "coco_stuff", "cityscapes", "ade20k"]
@@ -161,20 +159,14 @@ def test_refinement_is_a_word(prepared):
     assert unrefined["voc21"]["mIoU"] != refined["voc21"]["mIoU"]
 
 
-def test_two_processes_write_what_one_writes(measured):
-    """By torchrun, as users start it: the same results and counts, every mask once."""
+def test_two_processes_write_what_one_writes(measured, tmp_path):
+    """The same results and counts, every mask once."""
     folder, _, results = measured
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "simzss"]
-    options = ["benchmark=all", f"benchmark.root={folder}/data", "benchmark.sets=[voc20,cityscapes]", "save_masks=true"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "eval", f"model={folder}/model", f"output_dir={folder}/two", *SMALL, *options],
-        capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ["eval", f"model={folder}/model", f"output_dir={folder}/two", *SMALL, "benchmark=all", "save_masks=true",
+             f"benchmark.root={folder}/data", "benchmark.sets=[voc20,cityscapes]"]  # fmt: skip
+    on_two_processes(lambda rank: dispatch(words), tmp_path)
     found = json.loads((folder / "two" / "results.json").read_text(encoding="utf-8"))
     assert found == {name: results[name] for name in ("voc20", "cityscapes")}
-    assert done.stdout.count("voc20: mIoU") == 1
     for name in ("voc20", "cityscapes", "cityscapes_engineered"):
         one, two = (load_counts(folder / run / "counts" / f"{name}.safetensors") for run in ("all", "two"))
         assert torch.equal(one.per_image, two.per_image) and torch.equal(one.confusion, two.confusion)

@@ -14,6 +14,8 @@ from tests.support.program import ROOT
 from tests.support.threads import one_thread  # noqa: F401
 from tests.unit.models.sam.tiny import mobile_weights
 
+pytestmark = pytest.mark.slow
+
 QUICKSTART = Path("outputs/quickstart")
 
 

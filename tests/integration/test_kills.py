@@ -19,6 +19,8 @@ from tests.support.files import contents
 from tests.support.program import ROOT, exit_code
 from tests.support.ray_cluster import ray_cluster
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("SIMZSS_KILLS", "1"))
 TASKS = max(24, 12 * KILLS)
 PHOTOS = 20 * TASKS

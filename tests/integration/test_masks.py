@@ -243,9 +243,7 @@ def test_two_processes_train_as_one(data, tmp_path):
     with fixed_points():
         dispatch(["train-masks", *arguments])
     shared = [*arguments, f"output_dir={tmp_path}/two"]
-    mp.start_processes(
-        train_as_one_of_two, (free_port(), shared, tmp_path / "head"), nprocs=2, start_method="forkserver"
-    )
+    mp.start_processes(train_as_one_of_two, (free_port(), shared, tmp_path / "head"), nprocs=2, start_method="fork")
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert two == pytest.approx(one, rel=1e-4) and list(one) == [0, 1, 2]
     heads = [torch.load(tmp_path / f"head.{rank}", weights_only=True) for rank in range(2)]

@@ -2,23 +2,20 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 
 from simzss.cli import dispatch
-from tests.support.evaluating import LIMITS, evaluated, worker
+from tests.support.evaluating import evaluated
 from tests.support.files import contents
 from tests.support.models import save_backbone
+from tests.support.processes import WORLD, on_two_processes
 from tests.support.training import COLOURS, coloured_shards, logged, train
 
-WORLD = 2
 VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
        "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"]  # fmt: skip
 # As in the official files: 0 background, 1 to 20 the classes, 255 the border.
@@ -156,17 +153,15 @@ def test_untrained_is_the_model_before_its_first_step(measured, tmp_path):
     assert found["per_class"] != results["voc20"]["per_class"]
 
 
-def test_segment_writes_the_masks_of_eval(measured, tmp_path):
-    """The other command, in a process of its own as a user starts it, with the classes given as words."""
+def test_segment_writes_the_masks_of_eval(measured, tmp_path, capsys):
+    """The other command, with the classes given as words."""
     folder, results = measured
     photos = [str(folder / "voc" / "JPEGImages" / f"{name}.jpg") for name in names_of(folder / "voc")]
     arguments = [f"model={folder}/run/model", f"classes={','.join(VOC)}", f"output_dir={tmp_path}", *WHOLE]
-    command = [sys.executable, "-m", "simzss", "segment", *photos, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+    dispatch(["segment", *photos, *arguments])
     names = names_of(folder / "voc")
     written = [str(tmp_path / f"{name}_{kind}.png") for name in names for kind in ("overlay", "mask")]
-    assert run.stdout.split("\n")[:-1] == written
+    assert capsys.readouterr().out.split("\n")[:-1] == written
     for name in names:
         assert (tmp_path / f"{name}_mask.png").read_bytes() == (folder / "eval/masks" / f"{name}.png").read_bytes()
         with (
@@ -238,9 +233,9 @@ def test_learning_rate_follows_the_schedule(trained):
 
 def test_two_processes_measure_as_one(trained, tmp_path):
     """Five images on two processes, and one image, of which the second process gets none."""
-    mp.spawn(worker, (WORLD, trained, tmp_path / "rendezvous", tmp_path / "found"), nprocs=WORLD)
-    found = [torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in range(WORLD)]
-    for case, limit in enumerate(LIMITS):
+    limits = (None, 1)
+    found = on_two_processes(lambda rank: [evaluated(trained, limit) for limit in limits], tmp_path)
+    for case, limit in enumerate(limits):
         expected = evaluated(trained, limit)
         assert expected["counts"]["plain confusion"].sum() > 100
         for rank in range(WORLD):

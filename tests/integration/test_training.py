@@ -196,6 +196,7 @@ def test_validation_leaves_the_dropout_of_a_pretrained_encoder_as_it_is(shards, 
     assert len(logged(tmp_path / "validated", "val/miou/voc20")) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Real DDP (gloo) through the command line; the second process never sees a concept."""
     shards = coloured_shards(tmp_path / "shards", without_concepts=range(16, 32))

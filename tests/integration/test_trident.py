@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 from simzss.cli import dispatch
@@ -22,9 +19,9 @@ from simzss.settings.compose import load_choice
 from tests.support import official_layouts
 from tests.support.files import contents, picture
 from tests.support.models import TINY_VIT, make_backbone, make_scratch, refused, save_backbone, shaken
+from tests.support.processes import on_two_processes
 from tests.unit.models.sam.tiny import save_first, save_second
 
-WORLD = 2
 LIMIT = 5
 SMALL = ["protocol.short_side=64", "protocol.crop_size=64", "protocol.stride=32", "protocol.templates=name",
          "precision=32-true", "num_workers=0", "overlays=0", f"benchmark.limit={LIMIT}"]  # fmt: skip
@@ -169,19 +166,11 @@ def test_runs_without_regions_have_no_counts(prepared):
 # Two processes --------------------------------------------------------------------------------------------------------
 
 
-def worker(rank: int, address: Path, words: list[str]) -> None:
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=WORLD)
-    dispatch(words)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def test_two_processes_count_as_one(measured, tmp_path):
     """Five images on two processes: the regions of all, every mask once."""
     folder, result = measured
     words = arguments(folder, "two", *trident(folder), "save_masks=true")
-    mp.start_processes(worker, (tmp_path / "rendezvous", words), nprocs=WORLD, start_method="fork")
+    on_two_processes(lambda rank: dispatch(words), tmp_path)
     found = json.loads((folder / "two" / "results.json").read_text(encoding="utf-8"))["voc21"]
     assert found == result
     assert contents(folder / "two" / "masks") == contents(folder / "one" / "masks") and len(found["regions"]) == 5
@@ -194,7 +183,7 @@ def test_process_without_an_image(measured, tmp_path):
     single = measure(folder, "single", *words)
     (folder / "single" / "results.json").unlink()
     pair = arguments(folder, "single", *words)
-    mp.start_processes(worker, (tmp_path / "rendezvous", pair), nprocs=WORLD, start_method="fork")
+    on_two_processes(lambda rank: dispatch(pair), tmp_path)
     assert json.loads((folder / "single" / "results.json").read_text(encoding="utf-8"))["voc21"] == single
 
 

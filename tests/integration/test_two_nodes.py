@@ -71,6 +71,7 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
     assert not weights
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_trains_as_one_process(shards, alone, tmp_path):
     """The command of the page, once a node, from a working directory of its own."""
     nodes = start_torchrun(tmp_path, arguments(shards, tmp_path / "run", "logger=[csv,tensorboard]"))

@@ -1,9 +1,10 @@
 """Two machines simulated on this one: the processes that torchrun or Slurm would start, each in its own folder.
 
-A process is forked from one that has imported what a run needs, which takes seconds, and then runs what its machine
-would have started: `simzss` with its arguments, environment and working directory; or torchrun, which starts it.
+A process is forked from that of the test, which has imported what a run needs, and then runs what its machine would
+have started: `simzss` with its arguments, environment and working directory; or torchrun, which starts it.
 """
 
+import logging
 import multiprocessing
 import os
 import socket
@@ -14,13 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_FORKED = multiprocessing.get_context("forkserver")
-# With what the verbs import late, each of which would take every process a part of a second.
-_FORKED.set_forkserver_preload(
-    ["simzss.cli", "simzss.commands.train", "simzss.training.trainer", "simzss.training.module", "simzss.models.build",
-     "simzss.training.data.cached", "simzss.training.data.streamed", "simzss.settings.compose", "open_clip",
-     "torch.distributed.run"]
-)  # fmt: skip
+_FORKED = multiprocessing.get_context("fork")
 NOISE = ("FutureWarning", "  return ", "Initializing distributed")
 
 
@@ -130,6 +125,8 @@ def _settle(home: Path, environment: dict[str, str], run: Callable[[list[str]], 
     log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout, sys.stderr = (os.fdopen(file, "w", buffering=1, closefd=False) for file in (1, 2))  # else pytest's own
+    logging.root.handlers.clear()
     run(words)
 
 

@@ -42,13 +42,17 @@ class _ParsedError(Exception):
     """Ends a program once it has its settings."""
 
 
+@pytest.fixture(scope="module")
+def real_cpu():
+    return settings_of("train", ["experiment=real_cpu", "data.shards=x", "text.weights=y"])
+
+
 @pytest.fixture
-def understand(tmp_path, monkeypatch):
+def understand(tmp_path, monkeypatch, real_cpu):
     """Parse a command as it would be parsed, in a folder with the presets that the pages show, and run nothing."""
     monkeypatch.chdir(tmp_path)
     write_presets(tmp_path)
     shutil.copytree(tmp_path / "conf", tmp_path / "presets")
-    real_cpu = settings_of("train", ["experiment=real_cpu", "data.shards=x", "text.weights=y"])
     save(real_cpu, tmp_path / "outputs" / "real_cpu" / "config.yaml")
 
     def parse_only(*arguments, **options):

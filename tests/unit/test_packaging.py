@@ -1,6 +1,7 @@
 """What the package installs and what it needs: one name in site-packages, and no dependency without a use."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -48,9 +49,13 @@ def listed(*extras: str) -> set[str]:
     return found
 
 
+owners_of_modules = functools.cache(packages_distributions)
+
+
+@functools.cache
 def imported(*folders: str) -> dict[str, str]:
     """Distributions that Python files import, or `need`, each with one of the files."""
-    owners = packages_distributions()
+    owners = owners_of_modules()
     found: dict[str, str] = {}
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -133,6 +138,7 @@ def foreign(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False], ids=["wheel", "checkout"])
 def test_programs_run_in_a_foreign_folder(site, foreign, installed):
     environment = os.environ | {"PYTHONPATH": str(site if installed else ROOT), "OMP_NUM_THREADS": "1"}

@@ -104,10 +104,13 @@ def test_differences_are_named_with_both_values():
 
 HOLD = """
 import os, time
-from tests.unit.test_tasks import *
-with Folder.open(Path({path!r}), SETTINGS) as folder:
+from pathlib import Path
+from simzss.tasks import TaskFolder
+class Folder(TaskFolder):
+    result_name, result_suffix, manifest_name = "shard", ".tar", "settings.json"
+with Folder.open(Path({path!r}), {settings}) as folder:
     (folder.scratch / "own").touch()
-    if os.fork():  # a process that decodes, say, and outlives this one
+    if not os.fork():  # a process that decodes, say, and outlives this one
         print("held", flush=True)
     time.sleep(5)
 """
@@ -115,7 +118,7 @@ with Folder.open(Path({path!r}), SETTINGS) as folder:
 
 def test_one_run_at_a_time_and_none_after_a_kill(tmp_path):
     folder = begun(tmp_path / "out")
-    command = [sys.executable, "-c", HOLD.format(path=str(folder.path))]
+    command = [sys.executable, "-c", HOLD.format(path=str(folder.path), settings=SETTINGS)]
     other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"

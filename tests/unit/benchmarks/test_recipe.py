@@ -15,6 +15,7 @@ IMAGE = 257 * 768 * 2  # bytes of an image's features
 WHOLE_SET = {"bfloat16": 46.5 * GB, "int8": 23.3 * GB}
 
 
+@pytest.mark.slow
 def test_whole_run(tmp_path):
     settings = RecipeSettings(
         images=24,

@@ -11,8 +11,9 @@ from torchvision.transforms import InterpolationMode, v2
 from simzss.data.settings import ClassificationSettings
 from simzss.evaluation.classification import classify, read_class_folders
 from simzss.segmentation.prompts import embed_names, templates
-from tests.support.evaluating import on_two_processes, scene
+from tests.support.evaluating import scene
 from tests.support.models import refused, scratch_model
+from tests.support.processes import on_two_processes
 
 CPU = torch.device("cpu")
 FOLDERS = {"boat": 2, "cat": 3, "dining_table": 1, "dog": 4, "old_tree": 2, "red_car": 2, "sky": 1}
@@ -156,7 +157,7 @@ def test_two_processes_measure_as_one(tmp_path):
 
     expected = measure()
     assert [(result["images"], len(result["skipped"])) for result in expected] == [(14, 1), (1, 0)]
-    assert on_two_processes(measure, tmp_path) == [expected, expected]
+    assert on_two_processes(lambda rank: measure(), tmp_path) == [expected, expected]
 
 
 # Bad input --------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from simzss.data.settings import RetrievalSettings
 from simzss.evaluation.retrieval import RECALLS, read_captioned_images, recalls, retrieve
 from simzss.evaluation.vectors import image_vectors, ranks
 from simzss.models.simzss import SimZSS
-from tests.support.evaluating import on_two_processes, scene
+from tests.support.evaluating import scene
 from tests.support.files import write_coco_json
 from tests.support.models import encode_alone, make_backbone, make_scratch, refused, scratch_model, shaken
+from tests.support.processes import on_two_processes
 
 CPU = torch.device("cpu")
 WORDS = ("cat", "dog", "tree", "car", "boat", "sky", "red", "green", "two", "old")
@@ -243,7 +244,7 @@ def test_two_processes_measure_as_one(tmp_path):
 
     expected = measure()
     assert [len(result["skipped"]) for result in expected] == [1, 0]
-    assert on_two_processes(measure, tmp_path) == [expected, expected]
+    assert on_two_processes(lambda rank: measure(), tmp_path) == [expected, expected]
 
 
 # Bad input --------------------------------------------------------------------------------------------------------

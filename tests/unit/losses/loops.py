@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
-WORLD = 2
+from tests.support.processes import WORLD, on_two_processes
+
 STEP = 1e-5  # of finite differences
 
 
@@ -85,19 +85,13 @@ def differences(function: Callable[[list], float], values: Tensor) -> Tensor:
 
 def averaged_over_ranks(compute: Callable[[int], dict[Any, dict[str, Tensor]]], folder: Path) -> Any:
     """Values of cases that each of two processes computes of its rows, averaged over both, as DDP does."""
-    mp.spawn(_work, (compute, folder), nprocs=WORLD)
-    return torch.load(folder / "results.pt", weights_only=True)
 
+    def work(rank: int) -> Any:
+        found = compute(rank)
+        for case in found.values():
+            for value in case.values():
+                dist.all_reduce(value)
+                value /= WORLD
+        return found
 
-def _work(rank: int, compute: Callable[[int], dict[Any, dict[str, Tensor]]], folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    found = compute(rank)
-    for case in found.values():
-        for value in case.values():
-            dist.all_reduce(value)
-            value /= WORLD
-    if rank == 0:
-        torch.save(found, folder / "results.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return on_two_processes(work, folder)[0]

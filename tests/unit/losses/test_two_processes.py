@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from simzss.losses.concept import concept_loss, global_prototypes
 from simzss.losses.contrastive import contrastive_loss
 from simzss.models.pooling import similarity_pool
+from tests.support.processes import WORLD
 from tests.support.ragged import concept_sums, slots
-from tests.unit.losses.loops import WORLD, averaged_over_ranks, noise
+from tests.unit.losses.loops import averaged_over_ranks, noise
 
 PER_RANK, CONCEPTS, WIDTH = 4, 9, 8
 SPANS = {  # (row of the joint batch, start, end, concept)

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from simzss.errors import InputError
 from simzss.models.feature_norm import MODES, FeatureNorm
 from simzss.models.features import ImageFeatures
+from tests.support.processes import on_two_processes
 
-WIDTH, PATCHES, WORLD = 6, 5, 2
+WIDTH, PATCHES = 6, 5
 SIZES = (4, 3, 1, 5, 2)  # images of each batch; the first two are the first rank's
 
 
@@ -143,19 +142,12 @@ def test_unknown_mode():
         FeatureNorm("whitened", WIDTH)
 
 
-def worker(rank, address, path):
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=WORLD)
-    mine = batches()[:2] if rank == 0 else batches()[2:]
-    found = {f"{rank}/{mode}": dict(fitted(mode, mine).state_dict()) for mode in MODES}
-    torch.save(found, f"{path}.{rank}")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, (tmp_path / "rendezvous", tmp_path / "found"), nprocs=WORLD)
-    for rank in range(WORLD):
-        found = torch.load(tmp_path / f"found.{rank}", weights_only=True)
+    def work(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+        mine = batches()[:2] if rank == 0 else batches()[2:]
+        return {mode: dict(fitted(mode, mine).state_dict()) for mode in MODES}
+
+    for found in on_two_processes(work, tmp_path):
         for mode in ("center", "whiten"):
             for name, value in fitted(mode, batches()).state_dict().items():
-                torch.testing.assert_close(found[f"{rank}/{mode}"][name], value, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(found[mode][name], value, rtol=1e-4, atol=1e-5)

@@ -29,12 +29,13 @@ NEEDED = {
     "text=pretrained": ["text.weights=w"],
     "benchmark=retrieval": ["benchmark.captions=c"],
 }
+FIRST = {group: verb for verb in reversed(VERBS) for group in groups_of(verb)}
 CHOICES = [
     (verb, group, name)
     for verb in VERBS
-    for group in groups_of(verb)
+    for group, default in groups_of(verb).items()
     for name in choices(group, verb)
-    if not (verb == "threshold" and name in ("all", "retrieval", "classification"))
+    if FIRST[group] == verb or group == "experiment" or name == default  # one verb for each choice, all for experiments
 ]
 
 

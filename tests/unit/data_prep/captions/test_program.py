@@ -322,24 +322,21 @@ def test_unknown_key(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: unknown key 'image'; did you mean images, image_column, changed?\n"
 
 
-def module(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "data_prep.captions", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_as_a_program(tmp_path, images, output):
     captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
-    done = module(f"images={images}", f"captions={captions}", f"output={output}")
+    arguments = [f"images={images}", f"captions={captions}", f"output={output}", "executor=serial"]
+    command = [sys.executable, "-m", "data_prep.captions", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "3 images, 6 captions, 7 concepts" in done.stdout
     assert len(samples(output)) == 3
 
 
-def test_as_a_program_with_a_pipeline_without_parser(tmp_path, images, output):
+def test_pipeline_without_parser(tmp_path, images, output, monkeypatch, capfd):
     captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
     tiny = tiny_pipeline_without_parser(tmp_path / "tiny")
-    done = module(f"images={images}", f"captions={captions}", f"output={output}", f"spacy={tiny}")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: spacy={tiny} has no parser")
-    assert done.stderr.count("\n") == 1
+    arguments = [f"images={images}", f"captions={captions}", f"output={output}", f"spacy={tiny}"]
+    assert exit_code(program.main, arguments, monkeypatch) == 2
+    out, error = capfd.readouterr()
+    assert out == "" and error.startswith(f"error: spacy={tiny} has no parser") and error.count("\n") == 1
     assert not output.exists()

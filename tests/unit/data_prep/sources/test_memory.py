@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.caption_sources import write_csv, write_parquet
 from tests.support.files import make_image_folder
 from tests.support.program import ROOT
@@ -57,6 +59,7 @@ def write(folder: Path, size: int) -> None:
     write_parquet(folder / f"{size}-t.parquet", columns, row_group=10_000)
 
 
+@pytest.mark.slow
 def test_memory_is_the_same_for_ten_times_the_captions(tmp_path):
     make_image_folder(tmp_path / "images", ["0.png"])
     for size in (SMALL, LARGE):

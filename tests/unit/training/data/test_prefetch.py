@@ -376,6 +376,7 @@ print("end")
 """
 
 
+@pytest.mark.slow
 def test_program_ends_in_the_middle_of_an_iteration(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM, tmp_path], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
