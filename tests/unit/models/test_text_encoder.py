@@ -301,6 +301,7 @@ def test_positions_that_tokens_cannot_use(tmp_path):
 # Compilation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scratch", "bert"])
 def test_compiled_once_for_all_shapes(kind, bert_folder):
     """By the tracer alone (backend `eager`), which needs no compiler: what it makes of one shape serves the others."""

@@ -25,8 +25,9 @@ def smooth(seed, size=(64, 48)):
 def by_hand(hashes, distance, candidates):
     """Every image in order against every earlier one that stays."""
     found, kept = [], []
-    for place, value in enumerate(hashes.tolist()):
-        twin = next((k for k in kept if (hashes[k].item() ^ value).bit_count() <= distance), None)
+    values = hashes.tolist()
+    for place, value in enumerate(values):
+        twin = next((k for k in kept if (values[k] ^ value).bit_count() <= distance), None)
         if not candidates[place] or twin is None:
             found.append(place)
             kept += [place] * bool(candidates[place])
@@ -54,12 +55,12 @@ def one_band(rng, count):
 
 
 CASES = {
-    "spread": lambda rng: rng.integers(0, 1 << 63, 700, dtype=np.uint64),
+    "spread": lambda rng: rng.integers(0, 1 << 63, 400, dtype=np.uint64),
     "crowded": lambda rng: crowd(rng, 700, 5, 5),
-    "many centres": lambda rng: crowd(rng, 1500, 300, 3),
+    "many centres": lambda rng: crowd(rng, 800, 160, 3),
     "equal": lambda rng: np.full(600, 7, np.uint64),
     "chain": lambda rng: chain(64),
-    "one band": lambda rng: one_band(rng, 1200),
+    "one band": lambda rng: one_band(rng, 700),
     "one": lambda rng: np.array([3], np.uint64),
     "none": lambda rng: np.zeros(0, np.uint64),
 }
