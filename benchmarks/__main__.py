@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmarks import captions, evaluation, mask_head, memory, training
 from benchmarks.rows import Row, machine, write
-from simzss.errors import InputError, nearest, run_program
+from simzss.errors import InputError, nearest
+from simzss.program import run_program
 
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     "evaluation": evaluation.run,

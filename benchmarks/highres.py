@@ -22,8 +22,9 @@ from simzss.commands.evaluate import EvalSettings
 from simzss.commands.verbs import settings_of
 from simzss.data.benchmark import Benchmark
 from simzss.data.settings import BenchmarkSettings
-from simzss.errors import nearest, run_program
+from simzss.errors import nearest
 from simzss.evaluation.segmentation import evaluate
+from simzss.program import run_program
 from simzss.segmentation.build import build_segmenter, load_configured, load_configured_sam
 from simzss.segmentation.segmenter import Segmenter
 from simzss.settings.base import Settings

@@ -28,11 +28,11 @@ from simzss.commands import cache
 from simzss.commands.train import TrainSettings
 from simzss.commands.verbs import settings_of
 from simzss.device import device_of, resolve_precision
-from simzss.errors import run_program
 from simzss.features.placement import DEVICE_SHARE, size_text
 from simzss.features.quantise import bytes_per_image
 from simzss.features.settings import Placement, Storage, Workers
 from simzss.models.settings import ScratchText
+from simzss.program import run_program
 from simzss.settings.base import Settings
 from simzss.settings.program import parse
 from simzss.settings.types import Positive, Strings

@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from simzss.errors import DataError, run_program
+from simzss.errors import DataError
+from simzss.program import run_program
 
 MEASURED = Path("outputs/bench_training.json")
 PICTURE = Path("outputs/roofline.svg")

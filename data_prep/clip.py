@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from simzss.errors import ConfigError, ModelError, run_program
+from simzss.errors import ConfigError, ModelError
 from simzss.models.backbone.base import Backbone
 from simzss.models.build import build_backbone, untrained_info
 from simzss.models.checkpoint import save_model
@@ -21,6 +21,7 @@ from simzss.models.settings import BackboneSettings, ScratchText
 from simzss.models.simzss import SimZSS
 from simzss.models.text import TextEncoder
 from simzss.models.tokenizer import clip_tokenizer
+from simzss.program import run_program
 from simzss.settings.base import Settings
 from simzss.settings.program import parse
 

@@ -1,11 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, with the modes that other files of the user have."""
 
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial-"
 """In the name of a file that is being written, before the machine and the process that write it."""
@@ -28,7 +31,7 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], Any], durable
             if isinstance(content, bytes):
                 stream.write(content)
             else:
-                content(stream)
+                _call(content, stream)
             if durable:
                 sync(stream)
         partial.replace(path)
@@ -39,6 +42,21 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], Any], durable
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(partial)):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def _call(content: Callable[[BinaryIO], Any], stream: BinaryIO) -> None:
+    """Let a library write, and raise the system's own error where it raises another one from that."""
+    try:
+        content(stream)
+    except OSError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from error
 
 
 def partial_path(path: Path) -> Path:
@@ -61,6 +79,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically.
+
+    Not with the library's `save_file`, whose files only their owner can read.
+    """
+    from safetensors.torch import save
+
+    atomic_write(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
 def write_json(path: Path, content: Any) -> None:

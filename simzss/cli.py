@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simzss import __version__
-from simzss.errors import ConfigError, nearest, run_program
+from simzss.errors import ConfigError, nearest
+from simzss.program import run_program
 
 NOISY = ("httpx", "httpcore", "huggingface_hub", "timm", "PIL", "fsspec", "urllib3")
 """Loggers of libraries whose warnings are not for our users."""

@@ -1,8 +1,8 @@
-"""Errors that a user causes, and how every program ends on one."""
+"""Errors that a user causes, and the words of their messages."""
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Iterable
 from itertools import accumulate
 
 _LISTED = 400  # characters of names that an error lists at most
@@ -39,13 +39,13 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     return f"known: {', '.join(listed)}" + (f" and {len(names) - len(listed)} more" if len(names) > len(listed) else "")
 
 
-def run_program(main: Callable[[], None]) -> None:
-    """Call `main`; an `InputError` becomes one line on stderr and exit code 2, an interrupt exit code 130."""
-    try:
-        main()
-    except InputError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+def printable(text: str) -> str:
+    """Return text on one line, without control characters: a file's name could steer the terminal with them."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    # Cc and Cf hold escapes and marks that turn the direction of writing, Cs halves of surrogate pairs.
+    unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in unsafe else char for char in line
+    )

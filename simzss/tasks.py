@@ -130,25 +130,10 @@ class TaskFolder:
                 raise DataError(f"output={path} is no folder")
             if path.exists() and not self.tasks.is_dir() and any(PARTIAL not in entry.name for entry in path.iterdir()):
                 raise DataError(f"output={path} is not empty, and what it holds is not of this program")
-            made = [folder for folder in (self.tasks, path) if not folder.exists()]
-            self.tasks.mkdir(parents=True, exist_ok=True)
-            # The system ends the lock with the process, however that ends; forked processes do not inherit it.
-            lock = FileLock(self.tasks / "lock")
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise DataError(f"output={path} is being written by another run") from error
         except OSError as error:
             raise DataError(f"output={path} cannot be made: {error.strerror or error}") from error
-        try:
+        with hold_folder(path, "output", self.tasks / "lock"):
             yield
-        finally:
-            with suppress(OSError):
-                if made and [entry.name for entry in self.tasks.iterdir()] == ["lock"]:
-                    (self.tasks / "lock").unlink()
-            lock.release()
-            with suppress(OSError):  # what is not empty stays
-                for folder in made:
-                    folder.rmdir()
 
     def _check_manifest(self, settings: dict[str, Any]) -> bool:
         """Compare settings with those of the manifest; returns whether there is none yet."""
@@ -181,6 +166,41 @@ class TaskFolder:
         self.forget_index()
         for path in self.tasks.glob("*.*"):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_folder(path: Path, key: str, lock: Path | None = None) -> Iterator[None]:
+    """Hold a folder as the only process that writes there; what this makes and the work leaves empty is removed.
+
+    Args:
+        path: made where it is missing.
+        key: of the settings, by which messages name the folder.
+        lock: file in it; default `.lock`.
+
+    Raises:
+        DataError: it cannot be made or written, or another process holds it; then nothing in it was touched.
+    """
+    lock = path / ".lock" if lock is None else lock
+    try:
+        made = [folder for folder in dict.fromkeys((lock.parent, path)) if not folder.exists()]
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        # The system ends the lock with the process, however that ends; forked processes do not inherit it.
+        held = FileLock(lock)
+        held.acquire(blocking=False)
+    except Timeout as error:
+        raise DataError(f"{key}={path} is being written by another run") from error
+    except OSError as error:
+        raise DataError(f"{key}={path} cannot be made: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if made and [entry.name for entry in lock.parent.iterdir()] == [lock.name]:
+                lock.unlink()
+        held.release()
+        with suppress(OSError):  # what is not empty stays
+            for folder in made:
+                folder.rmdir()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simzss.errors import run_program
+from simzss.program import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
