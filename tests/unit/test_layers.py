@@ -9,8 +9,8 @@ from tests.support.program import ROOT
 
 LAYERS = [
     {"errors"},
-    {"atomic", "device", "distributed", "extras", "progress"},
-    {"settings", "tasks"},
+    {"atomic", "device", "distributed", "extras", "program", "progress"},
+    {"checksums", "settings", "tasks"},
     {"concepts"},
     {"data", "visualize"},
     {"models"},
