@@ -33,7 +33,7 @@ demo: $(VENV)/.ready  ## render scenes, train on their captions, segment held-ou
 test: $(VENV)/.ready lint  ## lint, types and the tests that need no downloaded data, but for the slow ones
 	$(PYTEST) -m "not real and not slow"
 
-slow-test: $(VENV)/.ready  ## the slow tests: whole programs, a Ray cluster, kills, every example (2 minutes)
+slow-test: $(VENV)/.ready  ## the slow tests: whole programs, a Ray cluster, kills, every example, two nodes (4 minutes)
 	$(PYTEST) -m slow
 
 real-test: $(VENV)/.ready  ## tests on real photos and weights: SIMZSS_DATA=… SIMZSS_WEIGHTS=… make real-test

@@ -23,6 +23,8 @@ from tests.support.threads import one_thread  # noqa: F401
 from tests.support.training import coloured_shards, logged, tiny_arguments, train
 from tests.support.two_nodes import Node, finish, slurm, start, start_torchrun, torchrun, wait_for
 
+pytestmark = pytest.mark.slow
+
 # One batch holds all images: with fewer, which images share a batch depends on the number of processes. The tower is
 # narrow since each of its 49,408 words is a row of that width, which every step and every checkpoint goes through.
 CACHED = (
@@ -71,7 +73,6 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
     assert not weights
 
 
-@pytest.mark.slow
 def test_torchrun_on_two_nodes_trains_as_one_process(shards, alone, tmp_path):
     """The command of the page, once a node, from a working directory of its own."""
     nodes = start_torchrun(tmp_path, arguments(shards, tmp_path / "run", "logger=[csv,tensorboard]"))

@@ -46,6 +46,7 @@ def test_captions_are_as_long_as_those_of_coco():
             assert bank.lookup(concept) is not None
 
 
+@pytest.mark.slow
 def test_shards_do_not_depend_on_the_processes(tmp_path):
     one = write_photos(tmp_path / "one", 7, size=SMALL, per_shard=3)
     two = write_photos(tmp_path / "two", 7, size=SMALL, per_shard=3, processes=2)

@@ -178,6 +178,7 @@ def test_other_settings_need_another_folder(run, setting):
     assert contents(run.output) == before
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_does_not(run):
     run()
     assert "3 of 3 tasks" in run("executor=local", "executor.processes=2")
