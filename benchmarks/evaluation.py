@@ -16,7 +16,7 @@ from benchmarks.rows import Row, throughput
 from data_prep.efficientnet_weights import convert
 from data_prep.scenes.program import make_scene
 from simzss.data.benchmark import IGNORE, Benchmark, open_benchmark
-from simzss.evaluation.metrics import ConfusionMatrix, scores
+from simzss.evaluation.metrics import ConfusionMatrix, count_pixels, scores
 from simzss.evaluation.segmentation import decoding_processes, evaluate
 from simzss.models.build import build_model
 from simzss.models.settings import BackboneSettings, ScratchText
@@ -61,7 +61,7 @@ def _row(name: str, benchmark: Benchmark, backbone: str, weights: str) -> Row:
 def straightforward(segmenter: Segmenter, benchmark: Benchmark) -> float:
     """mIoU in per cent by one image after another at full resolution."""
     classifier = segmenter.classifier(benchmark.class_groups)
-    metric = ConfusionMatrix(benchmark.num_labels, IGNORE)
+    metric = ConfusionMatrix(benchmark.num_labels)
     for index in range(len(benchmark)):
         example = benchmark[index]
         pixels = segmenter.prepare(example.image).pixels[None].to(segmenter.device)
@@ -69,7 +69,8 @@ def straightforward(segmenter: Segmenter, benchmark: Benchmark) -> float:
         coarse = classifier.similarity(features.patches).unflatten(-1, features.grid)
         size = (example.image.height, example.image.width)
         logits = F.interpolate(coarse.float(), size=size, mode="bilinear", align_corners=False)[0]
-        metric.update((logits / classifier.temperature).argmax(dim=0).cpu(), example.mask)
+        labels = (logits / classifier.temperature).argmax(dim=0).cpu()
+        metric.update(count_pixels(labels, example.mask, benchmark.num_labels, IGNORE))
     return scores(metric.compute()[0], classifier.names).miou or 0.0
 
 

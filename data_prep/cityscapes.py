@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from simzss import cli
+from simzss.data.images import MAX_PIXELS
 from simzss.errors import DataError, nearest
 from simzss.settings.base import Settings
 from simzss.settings.program import parse
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     for kind in ("labelIds.png", "polygons.json"):
         names |= _names(labels, f"_gtFine_{kind}")
     jobs = [_job(photos, labels, name) for name in sorted(names)]
-    print_reports([make_masks(jobs, TABLE.values(), "val", OFFICIAL, settings.overwrite)])
+    print_reports([make_masks(root, jobs, TABLE.values(), "val", OFFICIAL, settings.overwrite)])
 
 
 def renumber(path: Path) -> np.ndarray:
@@ -74,7 +75,10 @@ def draw(path: Path) -> np.ndarray:
     """
     content = read_json(path)
     try:
-        image = Image.new("L", (int(content["imgWidth"]), int(content["imgHeight"])), LABELS.index("unlabeled"))
+        width, height = int(content["imgWidth"]), int(content["imgHeight"])
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels")
+        image = Image.new("L", (width, height), LABELS.index("unlabeled"))
         pen = ImageDraw.Draw(image)
         for thing in content["objects"]:
             name = str(thing["label"])

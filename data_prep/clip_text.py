@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from open_clip.model import CLIPTextCfg, convert_to_custom_text_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel
-from transformers.utils import logging as transformers_logging
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from simzss.errors import ModelError
+from simzss.models.pretrained import load_pretrained, read_pretrained_config, reason, weight_files
+from simzss.models.sizes import check_numbers, check_total
+from simzss.models.tensors import read_tensors
 from simzss.models.tokenizer import clip_tokenizer
 
 OPEN_CLIP_FILE = "open_clip_model.safetensors"
@@ -82,36 +82,31 @@ def read_text_tower(text: str, quick_gelu: bool | None = None, otherwise: bool =
         raise
     except Exception as error:
         # Files of strangers can be wrong in any value, and the libraries have a type of error for each.
-        raise ModelError(f"text={path} is no text tower of CLIP: {_reason(error)}") from error
+        raise ModelError(f"text={path} is no text tower of CLIP: {reason(error)}") from error
 
 
 def _read_transformers(folder: Path, quick_gelu: bool | None) -> TextTower:
     """Read a CLIPModel, or a CLIPTextModelWithProjection."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files or not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json with model.safetensors, and no {OPEN_CLIP_FILE}; formats that "
-                         "may hold code (.bin, .pt, .pth) are not read")  # fmt: skip
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json with model.safetensors, and no {OPEN_CLIP_FILE}")
+    found = read_pretrained_config(folder)
     if found.model_type not in ("clip", "clip_text_model"):
         raise ModelError(f"{folder} is a {found.model_type} model, not CLIP")
     text = found.text_config if found.model_type == "clip" else found
     sizes = {key: getattr(text, key) for key in _SIZES}
     config = _config(folder, **sizes | ({} if quick_gelu is None else {"hidden_act": _activation(quick_gelu)}))
-    loaded: Any = CLIPTextModel.from_pretrained(
-        str(folder), config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
-    body, loading = loaded
+    body, loading = load_pretrained(CLIPTextModel, folder, config, _wanted)
     beside = ("text_projection.weight", "logit_scale", *_IMAGE_PROJECTIONS)
-    state = {name: tensor for file in files for name, tensor in _load(file).items() if name in beside}
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= read_tensors(file, beside.__contains__)
     _reject(folder, "lacks", loading["missing_keys"] | {"text_projection.weight"} - set(state))
     return _tower(folder, body, state["text_projection.weight"], state)
 
 
 def _read_open_clip(file: Path, quick_gelu: bool | None, otherwise: bool) -> TextTower:
     """Read a CLIP, with its text tower at the top, or a CustomTextCLIP, where it is `text.`."""
-    state = convert_to_custom_text_state_dict(_load(file))
+    state = convert_to_custom_text_state_dict(read_tensors(file, _wanted))
     tower = {name.removeprefix("text."): tensor for name, tensor in state.items() if name.startswith("text.")}
     first = "transformer.resblocks.0.mlp.c_fc.weight"
     _reject(file, "lacks", {"text_projection", "positional_embedding", "token_embedding.weight", first} - set(tower))
@@ -125,7 +120,11 @@ def _read_open_clip(file: Path, quick_gelu: bool | None, otherwise: bool) -> Tex
                           mlp_ratio=len(tower[first]) / width)  # fmt: skip
     quick = next(choice for choice in (quick_gelu, configured, otherwise) if choice is not None)
     sizes = (cfg.vocab_size, cfg.width, round(cfg.width * cfg.mlp_ratio), cfg.layers, cfg.heads, cfg.context_length)
-    body = CLIPTextModel(_config(file, **dict(zip(_SIZES, (*sizes, _activation(quick), 1e-5), strict=True))))
+    config = _config(file, **dict(zip(_SIZES, (*sizes, _activation(quick), 1e-5), strict=True)))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_numbers(config.to_dict(), shapes)
+    check_total(lambda: CLIPTextModel(config), shapes)
+    body = CLIPTextModel(config)
     projection = tower.pop("text_projection").T  # a plain parameter multiplies from the right, a layer does not
     tower.pop("attn_mask", None)
     getattr(body, "text_model", body).load_state_dict(_transformers_names(tower))
@@ -202,18 +201,12 @@ def _fetch(repository: str) -> Path:
     except Exception as error:
         # Offline, private, missing: the hub client has a type for each, and all mean the same here.
         raise ModelError(f"text={repository} does not exist here and cannot be fetched from the hub: "
-                         f"{_reason(error)}") from error  # fmt: skip
+                         f"{reason(error)}") from error  # fmt: skip
 
 
-def _load(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, without those of the image tower."""
-    try:
-        with safe_open(file, "pt") as opened:
-            names = [name for name in opened.keys() if not name.startswith(("visual.", "vision_model."))]  # noqa: SIM118
-            names += [name for name in _IMAGE_PROJECTIONS[1:] if name in opened.keys()]  # noqa: SIM118
-            return {name: opened.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file} cannot be read: {_reason(error)}") from error
+def _wanted(name: str) -> bool:
+    """Tell whether a tensor is of use: of the image tower, only its projection is."""
+    return name in _IMAGE_PROJECTIONS or not name.startswith(("visual.", "vision_model."))
 
 
 def _reject(source: Path, says: str, names: Iterable[str]) -> None:
@@ -225,7 +218,3 @@ def _reject(source: Path, says: str, names: Iterable[str]) -> None:
 
 def _activation(quick_gelu: bool) -> str:
     return "quick_gelu" if quick_gelu else "gelu"
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

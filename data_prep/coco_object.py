@@ -12,6 +12,7 @@ import numpy as np
 
 from simzss import cli
 from simzss.concepts.bank import read_entries
+from simzss.data.names import checked_name
 from simzss.errors import DataError
 from simzss.settings.base import Settings
 from simzss.settings.compose import CONF_DIR
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for picture in pictures
     ]
-    report = make_masks(jobs, range(len(class_names()) + 1), "val2017", OFFICIAL, settings.overwrite)
+    report = make_masks(root, jobs, range(len(class_names()) + 1), "val2017", OFFICIAL, settings.overwrite)
     listed = {picture.file_name for picture in pictures}
     names = sorted(path.name for path in photos.glob("*.jpg"))
     report.missing += [f"annotations of {name}" for name in names if name not in listed]
@@ -97,7 +98,7 @@ def read_instances(path: Path) -> list[Picture]:
     content = read_json(path)
     try:
         pictures = {
-            image["id"]: Picture(str(image["file_name"]), int(image["height"]), int(image["width"]))
+            image["id"]: Picture(checked_name(str(image["file_name"]), path), int(image["height"]), int(image["width"]))
             for image in content["images"]
         }
         categories = {int(category["id"]): str(category["name"]) for category in content["categories"]}

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for name in sorted(names | _names(photos, ".jpg"))
     ]
-    print_reports([make_masks(jobs, TABLE.values(), part, OFFICIAL[part], settings.overwrite)])
+    print_reports([make_masks(root, jobs, TABLE.values(), part, OFFICIAL[part], settings.overwrite)])
 
 
 def draw(path: Path) -> np.ndarray:

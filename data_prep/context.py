@@ -14,12 +14,14 @@ from pydantic import Field
 
 from simzss import cli
 from simzss.concepts.bank import read_entries
+from simzss.data.names import checked_name
 from simzss.errors import DataError
 from simzss.settings.base import Settings
 from simzss.settings.compose import CONF_DIR
 from simzss.settings.program import parse
 
-from .mask_files import Job, Report, find_folder, make_masks, print_reports, read_json, save_file
+from .mask_files import Job, Report, find_folder, make_masks, print_reports, read_json
+from .outputs import save_file
 from .regions import decode_region
 
 CATEGORIES = (
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{path}: {', '.join(f'{count:,} images of phase {phase}' for phase, count in sorted(counts.items()))}")
     reports = []
     for phase in dict.fromkeys(settings.phases):
-        report = _make_phase(pictures, phase, folder, path, settings.overwrite)
+        report = _make_phase(root, pictures, phase, folder, path, settings.overwrite)
         if report.done:
             names = "".join(f"{mask.stem}\n" for mask in report.done)
             split = folder / "ImageSets" / "SegmentationContext" / f"{phase}.txt"
@@ -94,7 +96,10 @@ def read_annotations(path: Path) -> list[Picture]:
     try:
         pictures = {
             image["image_id"]: Picture(
-                str(image["file_name"]), str(image["phase"]), int(image["height"]), int(image["width"])
+                checked_name(str(image["file_name"]), path),
+                str(image["phase"]),
+                int(image["height"]),
+                int(image["width"]),
             )
             for image in content["images"]
         }
@@ -140,7 +145,7 @@ def class_names() -> list[str]:
     return [entry.name for entry in read_entries(CONF_DIR / "names/context59.txt")]
 
 
-def _make_phase(pictures: list[Picture], phase: str, folder: Path, path: Path, overwrite: bool) -> Report:
+def _make_phase(root: Path, pictures: list[Picture], phase: str, folder: Path, path: Path, overwrite: bool) -> Report:
     masks = folder / "SegmentationClassContext"
     jobs = [
         Job(
@@ -152,7 +157,7 @@ def _make_phase(pictures: list[Picture], phase: str, folder: Path, path: Path, o
         for picture in pictures
         if picture.phase == phase
     ]
-    return make_masks(jobs, range(len(CATEGORIES) + 1), phase, OFFICIAL[phase], overwrite)
+    return make_masks(root, jobs, range(len(CATEGORIES) + 1), phase, OFFICIAL[phase], overwrite)
 
 
 def _find_annotations(folder: Path) -> Path:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
 
 from simzss import cli
+from simzss.atomic import write_tensors
 from simzss.errors import ModelError
+from simzss.models.tensors import read_tensors
 from simzss.settings.base import Settings
 from simzss.settings.program import parse
 
@@ -47,10 +48,9 @@ def convert(output: Path) -> Path:
     files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
     if len(files) != 1:
         raise ModelError(f"{PACKAGE} holds {len(files)} weight files, expected one")
-    source = torch.load(files[0], map_location="cpu", weights_only=True)
     target = output / "efficientnet_lite0.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(rename(source), target)
+    write_tensors(target, rename(read_tensors(files[0])))
     return target
 
 
@@ -67,7 +67,7 @@ def rename(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for (old, tensor), (new, like) in zip(source.items(), expected.items(), strict=True):
         if old.rpartition(".")[2] != new.rpartition(".")[2] or tensor.shape != like.shape:
             raise ModelError(f"{old} {tuple(tensor.shape)} is not {new} {tuple(like.shape)}")
-        renamed[new] = tensor.contiguous()
+        renamed[new] = tensor
     return renamed
 
 

@@ -5,14 +5,17 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from simzss.atomic import atomic_write
+from simzss.data.images import open_image
 from simzss.errors import DataError
 from simzss.progress import progress
+from simzss.tasks import hold_folder
+
+from .outputs import save_file
 
 IGNORE = 255
 _LISTED = 10  # names that a line lists at most
@@ -61,12 +64,15 @@ class Report:
         return sorted(self.made + self.kept + self.repaired)
 
 
-def make_masks(jobs: Sequence[Job], labels: Iterable[int], title: str, official: int, overwrite: bool) -> Report:
-    """Make the masks that are not there yet.
+def make_masks(
+    root: Path, jobs: Sequence[Job], labels: Iterable[int], title: str, official: int, overwrite: bool
+) -> Report:
+    """Make the masks that are not there yet, as the only process that does.
 
     A finished mask is kept if it can be read, has the size of its photo and holds no other label.
 
     Args:
+        root: folder of the set, which this holds.
         jobs: one for each mask.
         labels: all values that a mask may hold.
         title: name of the split.
@@ -74,11 +80,17 @@ def make_masks(jobs: Sequence[Job], labels: Iterable[int], title: str, official:
         overwrite: make finished masks again.
 
     Raises:
-        DataError: an annotation does not fit its photo, or a mask cannot be written.
+        DataError: an annotation does not fit its photo, a mask cannot be written, or another process holds the folder.
     """
     report = Report(title, official)
     allowed = np.isin(np.arange(256), list(labels))
-    for job in progress(jobs, len(jobs), title):
+    with hold_folder(root, "root"):
+        _make(jobs, allowed, overwrite, report)
+    return report
+
+
+def _make(jobs: Sequence[Job], allowed: np.ndarray, overwrite: bool, report: Report) -> None:
+    for job in progress(jobs, len(jobs), report.title):
         absent = [path.name for path in job.needs if not path.is_file()]
         size = None if absent else photo_size(job.needs[0])
         if size is None:
@@ -93,7 +105,6 @@ def make_masks(jobs: Sequence[Job], labels: Iterable[int], title: str, official:
         _require_size(job, size, mask.shape)
         save_mask(job.mask, mask)
         (report.repaired if there else report.made).append(job.mask)
-    return report
 
 
 def print_reports(reports: Sequence[Report]) -> None:
@@ -126,25 +137,12 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
     save_file(path, lambda stream: Image.fromarray(mask).save(stream, format="PNG"))
 
 
-def save_file(path: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
-    """Write a file, in a folder that is made where it is missing, whole or not at all.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content, durable=False)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
 def photo_size(path: Path) -> tuple[int, int] | None:
     """Return (height, width) by the header of an image file, None if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
-    except Exception:  # Pillow raises a dozen types on broken files
+    except ValueError:
         return None
 
 
@@ -155,11 +153,11 @@ def read_labels(path: Path) -> np.ndarray:
         DataError: unreadable, or no image of indices.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             # Never converted: the stored value is the label.
             labels = np.asarray(image)
             mode = image.mode
-    except Exception as error:
+    except ValueError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise DataError(f"{path} is an image of mode {mode}, not of 8-bit labels")

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, with the modes that other files of the user have."""
 
+import hashlib
 import json
 import os
 import socket
@@ -86,15 +87,55 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[st
 
     Not with the library's `save_file`, whose files only their owner can read.
     """
+    atomic_write(path, pack_tensors(tensors, metadata))
+
+
+def pack_tensors(tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file, equal for what is equal.
+
+    The library writes metadata in an order that changes from call to call.
+    """
     from safetensors.torch import save
 
-    atomic_write(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    if metadata is None or len(metadata) < 2:
+        return data
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end]) | {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; half a surrogate pair, as file names may hold, stays the JSON escape that it was."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     atomic_write(path, text.encode(errors="backslashreplace"))
+
+
+_CHECK = "check"
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with a hash of itself."""
+    write_json(path, {**record, _CHECK: _hash(record)})
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return what `write_record` wrote, without its hash; None where it is missing or damaged.
+
+    An object without a hash, as version 0.1 wrote it, is returned as it is.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return None
+    check = content.pop(_CHECK, None)
+    return content if check in (None, _hash(content)) else None
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(record))  # as it comes back: tuples are lists, keys are strings
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simzss import __version__
-from simzss.errors import ConfigError, nearest
+from simzss.errors import ConfigError, nearest, printable
 from simzss.program import run_program
 
 NOISY = ("httpx", "httpcore", "huggingface_hub", "timm", "PIL", "fsspec", "urllib3")
@@ -27,8 +27,18 @@ def run_module(program: Callable[[], None]) -> None:
     run_program(program)
 
 
+class _Printable(logging.Formatter):
+    """Shows control characters of names, which could steer the terminal, as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).split("\n")
+        return "\n".join(line if line.isprintable() else printable(line) for line in lines)
+
+
 def _start_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("simzss", "data_prep", "__main__"):  # ours alone: no library speaks at INFO
         logging.getLogger(name).setLevel(logging.INFO if is_first_rank() else logging.WARNING)
     for name in NOISY:
@@ -135,7 +145,7 @@ def _train(run: Callable[..., Any], settings: Any, paths: list[Path]) -> None:
 
     folder = run(settings)
     if is_first_rank():
-        print(f"model: {folder}")
+        print(f"model: {shown_path(folder)}")
     destroy_process_group()
 
 
@@ -143,28 +153,28 @@ def _cache(run: Callable[..., Any], settings: Any, paths: list[Path]) -> None:
     summary = run(settings)
     if is_first_rank():
         skipped = f", {len(summary.skipped)} skipped" if summary.skipped else ""
-        print(f"features: {summary.folder} ({summary.images} images{skipped})")
+        print(f"features: {shown_path(summary.folder)} ({summary.images} images{skipped})")
 
 
 def _eval(run: Callable[..., Any], settings: Any, paths: list[Path]) -> None:
     results = run(settings)
     if is_first_rank():
         for name, result in results.items():
-            print(f"{name}: {summary_line(result)}")
+            print(f"{printable(name)}: {summary_line(result)}")
 
 
 def _segment(run: Callable[..., Any], settings: Any, paths: list[Path]) -> None:
     for path in run(settings, paths):
-        print(path)
+        print(shown_path(path))
 
 
 def _report(run: Callable[..., Any], settings: Any, paths: list[Path]) -> None:
     for item in run(settings, paths).differences:
         print(
-            f"{item.run}  {item.benchmark} ({item.names} names): {item.difference:+.2f} "
+            f"{shown_path(item.run)}  {printable(item.benchmark)} ({item.names} names): {item.difference:+.2f} "
             f"[{item.low:+.2f}, {item.high:+.2f}]  ({item.images} images)"
         )
-    print(settings.output_dir / "comparison.html")
+    print(shown_path(settings.output_dir / "comparison.html"))
 
 
 def _threshold(run: Callable[..., Any], settings: Any, paths: list[Path]) -> None:
@@ -190,10 +200,16 @@ _SAY: dict[str, Callable[[Callable[..., Any], Any, list[Path]], None]] = {
 }
 
 
+def shown_path(path: Path | str) -> str:
+    """Return a path as it is, spaces and all, but for control characters, which could steer the terminal."""
+    text = str(path)
+    return text if text.isprintable() else printable(text)
+
+
 def summary_line(result: dict[str, Any]) -> str:
     """Return a result of an evaluation on one line."""
     if "missing" in result:
-        return f"not measured: {result['missing']}"
+        return f"not measured: {printable(result['missing'])}"
     skipped = f", {len(result['skipped'])} skipped" if result.get("skipped") else ""
     if result.get("kind") == "retrieval":
         ways = (("image to text", result["image_to_text"]), ("text to image", result["text_to_image"]))

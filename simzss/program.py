@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
 from typing import Any, NoReturn
 
 from simzss.errors import InputError, printable
@@ -67,6 +68,23 @@ def _failure(error: BaseException) -> str | None:
     return None
 
 
+def end_with_lost_batch(worker: int) -> None:
+    """Let a decoding process end when it cannot hand over a batch: whoever waits for it would wait for ever.
+
+    To be given to a `DataLoader` as its `worker_init_fn`. Out of files, for one, a batch does not fit the queue, whose
+    thread only prints a traceback.
+
+    Args:
+        worker: number of the process.
+    """
+
+    def end(error: BaseException, batch: Any) -> None:
+        print(f"decoding process {worker} ends: {printable(str(error))}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Call `main` and end as a program should.
 
@@ -109,11 +127,13 @@ def _end_at_second_interrupt() -> Any:
         The handler that was there before; None where it stays: a shell starts programs in the background with the
         signal ignored.
     """
-    pressed = False
+    pressed, own = False, os.getpid()
 
     def interrupt(signum: int, frame: Any) -> None:
         nonlocal pressed
         if pressed:
+            if os.getpid() == own:  # processes that it has started have the handler too, and need no words
+                os.write(2, b"interrupted\n")
             os._exit(130)
         pressed = True
         raise KeyboardInterrupt

@@ -182,7 +182,7 @@ def hold_folder(path: Path, key: str, lock: Path | None = None) -> Iterator[None
     """
     lock = path / ".lock" if lock is None else lock
     try:
-        made = [folder for folder in dict.fromkeys((lock.parent, path)) if not folder.exists()]
+        made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
         lock.parent.mkdir(parents=True, exist_ok=True)
         # The system ends the lock with the process, however that ends; forked processes do not inherit it.
         held = FileLock(lock)

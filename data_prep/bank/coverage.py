@@ -9,8 +9,11 @@ from typing import Any
 
 from simzss.concepts.bank import ConceptBank
 from simzss.concepts.concept import Caption
-from simzss.data.shards import Sample, expand_shards, read_indexes, read_shards, unfinished
+from simzss.data.index import read_indexes, require_sizes, unfinished
+from simzss.data.shards import Sample, expand_shards, read_shards
 from simzss.errors import DataError
+
+from ..outputs import save_file
 
 
 @dataclass
@@ -75,9 +78,10 @@ def open_shards(captions: str) -> list[str]:
     """Find shards, and print a line about those that are not all there.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or one that is not of the size that its index.json lists.
     """
     urls = find_shards(captions)
+    require_sizes(urls)
     if (line := unfinished(read_indexes(urls))) is not None:
         print(line)
     return urls
@@ -123,8 +127,4 @@ def write_json(coverage: Coverage, output: Path) -> None:
         DataError: the file cannot be written.
     """
     report = json.dumps(coverage.report(), indent=1, ensure_ascii=False) + "\n"
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(report, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"output={output} cannot be written: {error.strerror or error}") from error
+    save_file(output, report.encode(errors="backslashreplace"), "output")

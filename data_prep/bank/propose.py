@@ -12,6 +12,7 @@ from simzss.errors import ConfigError, DataError
 from simzss.extras import need
 from simzss.settings.compose import CONF_DIR, find_file
 
+from ..outputs import save_file
 from .corpus import Captions, Mentions, read_stop
 from .coverage import Coverage, open_shards, print_report, write_json
 from .mining import Mined, mine
@@ -100,11 +101,7 @@ def write_bank(path: Path, mined: Mined, origin: dict[str, str]) -> None:
     ]
     text = "".join(f"# {' '.join(line.split())}\n" for line in lines) + "\n"
     text += "".join(", ".join(concept.entry.words) + "\n" for concept in mined.concepts)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"propose={path} cannot be written: {error.strerror or error}") from error
+    save_file(path, text.encode(), "propose")
 
 
 def _lexicon(settings: BankSettings) -> "WordNet | None":

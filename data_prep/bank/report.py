@@ -12,9 +12,9 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from simzss.errors import DataError
 from simzss.reports.charts import Curve, chart
 
+from ..outputs import save_file
 from .mining import Merge, Mined
 
 _TEMPLATE = "report.html.j2"
@@ -108,12 +108,8 @@ def write_bank_report(
         merged=[_merged(reason, mined) for reason in _MERGED],
         dropped=[_dropped(reason, mined) for reason in _DROPPED],
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # "replace": a lone surrogate in a caption must not cost the whole report.
-        path.write_text(content, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(f"report={path} cannot be written: {error.strerror or error}") from error
+    # "replace": a lone surrogate in a caption must not cost the whole report.
+    save_file(path, content.encode(errors="replace"), "report")
 
 
 def coverage_curve(mined: Mined) -> Curve:

@@ -12,11 +12,13 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -26,6 +28,9 @@ from simzss.extras import need
 
 from .settings import ExecutorSettings, LocalSettings, RaySettings
 
+# Ray asks the clouds' metadata services which one it is in, whatever its settings: what it starts gets a proxy that
+# is not there.
+_NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
 _WAITING = 2  # jobs for each process: one under way and one that is ready when it ends
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota error
 
@@ -201,11 +206,30 @@ def _require_answer(address: str | None) -> None:
             raise ConfigError(f"executor.address={address}: no Ray cluster is reached: {error}") from error
 
 
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables of the environment during the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 class RayExecutor:
     """Tasks on a Ray cluster; Ray starts a task again whose machine is lost."""
 
     def __init__(self, settings: RaySettings) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a program reports nothing home unasked
+        if settings.address is None and "ray" not in sys.modules:
+            # Ray's way to stay on the loopback: else it asks the network for an address of this machine, and listens
+            # there without a password to whatever it is sent.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         self._ray = need("ray", "ray")
         self._resources = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
         _require_answer(settings.address)
@@ -224,7 +248,8 @@ class RayExecutor:
         if settings.address is None:  # "local": a cluster that the environment names is not meant
             options |= {"num_cpus": settings.processes, "include_dashboard": False}
         try:
-            self._ray.init(address=settings.address or "local", **options)
+            with _environment({} if settings.address else _NO_WAY_OUT):
+                self._ray.init(address=settings.address or "local", **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"executor.address={settings.address}: no Ray cluster is reached: {error}") from error
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simzss.atomic import read_json
+from simzss.atomic import read_record
+from simzss.checksums import sha256_of
 from simzss.tasks import TaskFolder
 
 _RECORD = {"task", "stamp", "repeats", "shards"}
@@ -50,11 +51,17 @@ class OutputFolder(TaskFolder):
         return self.tasks / f"{number:06d}.fingerprints.npz"
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """Return the done marker of a task whose shards are all there with their sizes, or None."""
-        record = read_json(self.record(number))
-        if not isinstance(record, dict) or not record.keys() >= _RECORD:
+        """Return the done marker of a task whose shards have their sizes and whose lists are as written, or None."""
+        record = read_record(self.record(number))
+        if record is None or not record.keys() >= _RECORD:
             return None
-        return record if all(self._is_whole(shard) for shard in record["shards"]) else None
+        lists = record.get("lists", self.sums(number))
+        return record if lists == self.sums(number) and all(map(self._is_whole, record["shards"])) else None
+
+    def sums(self, number: int) -> dict[str, str]:
+        """Return the SHA-256 of the files beside the done marker of a task, by name."""
+        files = (self.dropped(number), self.fingerprints(number))
+        return {path.name: sha256_of(path) for path in files if path.is_file()}
 
     def numbers(self) -> set[int]:
         """Return the tasks of which a done marker or a shard is there."""

@@ -3,6 +3,7 @@
 import io
 import sys
 
+from simzss.program import interruptible
 from simzss.settings.program import parse
 
 from .index import Summary
@@ -17,7 +18,9 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(CaptionsSettings, arguments, "captions")
     from .prepare import prepare  # the libraries that --help does without
 
-    _report(settings, prepare(settings))
+    with interruptible("the same command goes on"):
+        summary = prepare(settings)
+    _report(settings, summary)
 
 
 def _report(settings: CaptionsSettings, summary: Summary) -> None:

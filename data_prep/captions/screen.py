@@ -1,15 +1,13 @@
 """Read the samples of a task and filter them before their captions are parsed."""
 
 import functools
-import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from simzss.data.images import decode_image
+from simzss.data.images import ImageTooLargeError, decode_opened, open_image
 
 from .duplicates import fingerprint
 from .evaluation_photos import EvaluationImages
@@ -72,17 +70,15 @@ def screen(task: Task, work: Work) -> Iterator[Screened | Dropped]:
 def _decoded(sample: RawSample, work: Work) -> Image.Image | Dropped:
     """Decode an image to RGB, or tell why it is left out."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(sample.data)) as header:
-            reason = image_reason(header.size, work.filters)  # before its pixels are made: it may be a bomb
-    except Image.DecompressionBombError:  # so big that Pillow does not give its size
-        reason = pixels_reason(work.filters)
-    except Exception:  # as many types as there are formats; `decode_image` has the words for them
-        reason = None
-    if reason is not None:
-        return Dropped("image", sample.name, reason)
-    try:
-        return decode_image(sample.data)
+        with open_image(sample.data) as image:
+            reason = image_reason(image.size, work.filters)  # before its pixels are made
+            return decode_opened(image) if reason is None else Dropped("image", sample.name, reason)
     except ValueError as error:
+        reason = None
+        if isinstance(error, ImageTooLargeError):  # without a size where it is so big that Pillow does not give it
+            reason = pixels_reason(work.filters) if error.size is None else image_reason(error.size, work.filters)
+        if reason is not None:
+            return Dropped("image", sample.name, reason)
         return Dropped("image", sample.name, "unreadable image", str(error).removeprefix("unreadable image: "))
 
 

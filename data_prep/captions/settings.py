@@ -27,7 +27,7 @@ class SourceSettings(Settings):
     """One layout of image-caption pairs: images + captions, shards, table or dataset."""
 
     images: Path | None = None
-    """folder of the images of `captions`, or of the relative paths in `table`"""
+    """folder of the images of `captions`, or of those of `table`, whose paths are anywhere without it"""
     captions: Path | None = None
     """COCO captions JSON"""
     shards: str | list[str] | None = None

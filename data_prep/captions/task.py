@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simzss.atomic import atomic_write, write_json
+from simzss.atomic import atomic_write, write_record
 from simzss.concepts.concept import Caption
 from simzss.data.shards import Sample, Skipped, read_shards
 from simzss.errors import DataError
@@ -53,7 +53,7 @@ def drop_repeats_task(argument: tuple[int, dict[str, Any], Work, Repeats]) -> di
     number, record, work, repeats = argument
     dropped = list(read_dropped(work.output.dropped(number)))
     before = work.output.shards(number)
-    shards = write_shards(number, _unrepeated(before, repeats, dropped), work)
+    shards = write_shards(number, _unrepeated(before, record, repeats, dropped), work)
     for path in reversed(before[len(shards) :]):
         path.unlink()
     return _recorded(number, record | {"repeats": repeats.digest(), "shards": shards}, dropped, work)
@@ -62,7 +62,8 @@ def drop_repeats_task(argument: tuple[int, dict[str, Any], Work, Repeats]) -> di
 def _recorded(number: int, record: dict[str, Any], dropped: list[Dropped], work: Work) -> dict[str, Any]:
     """Write the done marker of a task, last of all."""
     write_dropped(work.output.dropped(number), dropped)
-    write_json(work.output.record(number), record)
+    record = record | {"lists": work.output.sums(number)}
+    write_record(work.output.record(number), record)
     return record
 
 
@@ -115,9 +116,16 @@ def _screened(task: Task, work: Work, dropped: list[Dropped]) -> Iterator[Screen
             yield item
 
 
-def _unrepeated(shards: list[Path], repeats: Repeats, dropped: list[Dropped]) -> Iterator[Sample]:
-    """Yield samples of shards but for the repeated ones; captions that an image gets, and does not have, come last."""
-    for sample in read_shards(map(str, shards)):
+def _unrepeated(
+    shards: list[Path], record: dict[str, Any], repeats: Repeats, dropped: list[Dropped]
+) -> Iterator[Sample]:
+    """Yield samples of shards but for the repeated ones; captions that an image gets, and does not have, come last.
+
+    Raises:
+        DataError: a shard is not what the done marker says.
+    """
+    sums = {str(path): entry["sha256"] for path, entry in zip(shards, record["shards"], strict=False)}
+    for sample in read_shards(map(str, shards), sums=sums):
         if isinstance(sample, Skipped):
             raise DataError(f"{sample.shard or sample.key}: {sample.reason}; remove it and run again")
         position = position_of(sample.key)

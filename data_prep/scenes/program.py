@@ -22,6 +22,7 @@ from simzss.settings.base import Settings
 from simzss.settings.program import parse
 from simzss.settings.types import Seed
 
+from ..outputs import save_file
 from .captions import write_caption
 from .compose import Scene, render_scene
 from .grounds import CLASSES
@@ -70,8 +71,9 @@ def _write_scene(job: tuple[str, str, int, int, int]) -> list[str]:
     """Write picture and mask of one scene; runs in a worker process."""
     folder, split, index, seed, size = job
     scene, captions = make_scene(seed, split, index, size)
-    Image.fromarray(scene.image).save(Path(folder, "images", split, f"scene_{index:06d}.jpg"), quality=92)
-    Image.fromarray(scene.mask).save(Path(folder, "annotations", split, f"scene_{index:06d}.png"))
+    image, mask = Image.fromarray(scene.image), Image.fromarray(scene.mask)
+    save_file(Path(folder, "images", split, f"scene_{index:06d}.jpg"), lambda f: image.save(f, "JPEG", quality=92))
+    save_file(Path(folder, "annotations", split, f"scene_{index:06d}.png"), lambda f: mask.save(f, "PNG"))
     return captions
 
 
@@ -100,9 +102,9 @@ def _render_all(folder: Path, settings: ScenesSettings) -> None:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             captions = list(pool.map(_write_scene, jobs, chunksize=8))
     for split, part in (("train", captions[: settings.train]), ("val", captions[settings.train :])):
-        (folder / f"captions_{split}.json").write_text(json.dumps(_coco(part, settings.size)), encoding="utf-8")
-    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
-    (folder / "scenes.json").write_text(json.dumps(_recipe(settings), indent=2) + "\n", encoding="utf-8")
+        save_file(folder / f"captions_{split}.json", json.dumps(_coco(part, settings.size)).encode())
+    save_file(folder / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
+    save_file(folder / "scenes.json", (json.dumps(_recipe(settings), indent=2) + "\n").encode())
 
 
 def _recipe(settings: ScenesSettings) -> dict[str, Any]:

@@ -60,8 +60,9 @@ def run(settings: CacheSettings) -> CacheSummary:
     from simzss.distributed import process_group, raise_on_all_ranks
     from simzss.features.build import build_cache
     from simzss.models.build import build_backbone
+    from simzss.program import interruptible
 
-    with process_group():
+    with process_group(), interruptible("the same command goes on"):
         device = device_of(settings.accelerator)
         with raise_on_all_ranks():
             urls = expand_shards(settings.data.shards)

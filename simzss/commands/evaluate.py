@@ -17,12 +17,16 @@ from simzss.data.settings import (
     ClassificationSettings,
     RetrievalSettings,
 )
+from simzss.errors import printable
+from simzss.program import interruptible
 from simzss.segmentation.settings import SegmentationSettings
 
 if TYPE_CHECKING:
     from simzss.data.benchmark import Benchmark
     from simzss.errors import InputError
+    from simzss.evaluation.ledger import Ledger
     from simzss.models.simzss import SimZSS
+    from simzss.reports.charts import Curve
     from simzss.reports.report import Report
     from simzss.segmentation.segmenter import Segmenter
 
@@ -63,6 +67,7 @@ def run(settings: EvalSettings) -> dict[str, dict[str, Any]]:
     from simzss.data.benchmark import Benchmark
     from simzss.distributed import process_group, raise_on_all_ranks, rank
     from simzss.evaluation.classification import classify
+    from simzss.evaluation.ledger import HINT, hold_output
     from simzss.evaluation.retrieval import retrieve
     from simzss.evaluation.segmentation import decoding_processes
     from simzss.models.build import build_untrained
@@ -72,30 +77,32 @@ def run(settings: EvalSettings) -> dict[str, dict[str, Any]]:
 
     workers = decoding_processes(settings.num_workers)
     report = Report(title="Zero-shot segmentation", published=load_published())
-    with process_group():
+    with process_group(), interruptible(HINT), hold_output(settings.output_dir) as ledger:
+        ledger.announce("results.json")
         with raise_on_all_ranks():
             tasks = _open(settings.benchmark)
             model = load_configured(settings)
             sam = load_configured_sam(settings)
             untrained = build_untrained(model) if settings.compare_untrained else None
-            settings.output_dir.mkdir(parents=True, exist_ok=True)
         for name, task in tasks.items():
             if isinstance(task, Benchmark):
                 segmenters = [
                     build_segmenter(settings, one, sam, task.settings) for one in (model, untrained) if one is not None
                 ]
-                _segment(settings, report, task, segmenters, workers)
+                _segment(settings, report, task, segmenters, workers, ledger)
             elif isinstance(task, RetrievalSettings):
-                report.results[name] = retrieve(model, task, settings.precision, num_workers=workers).plain()
+                found = retrieve(model, task, settings.precision, num_workers=workers, ledger=ledger)
+                report.results[name] = found.plain()
             elif isinstance(task, ClassificationSettings):
                 report.results[name] = classify(
-                    model, task, settings.text_pooling, settings.precision, num_workers=workers
+                    model, task, settings.text_pooling, settings.precision, num_workers=workers, ledger=ledger
                 ).plain()
             else:
-                log.warning("%s: not measured: %s", name, task)
+                log.warning("%s: not measured: %s", printable(name), printable(str(task)))
                 report.results[name] = {"missing": str(task)}
         if rank() == 0:
             _write(settings, report, model)
+            ledger.clear()
     return report.results
 
 
@@ -111,7 +118,12 @@ def _open(
 
 
 def _segment(
-    settings: EvalSettings, report: Report, benchmark: Benchmark, segmenters: list[Segmenter], workers: int
+    settings: EvalSettings,
+    report: Report,
+    benchmark: Benchmark,
+    segmenters: list[Segmenter],
+    workers: int,
+    ledger: Ledger,
 ) -> None:
     """Measure a segmentation set with the model, and with the untrained one if asked, and draw what came out."""
     from simzss.distributed import rank
@@ -122,14 +134,14 @@ def _segment(
     from simzss.reports.gallery import draw_gallery
 
     name, output = benchmark.settings.name, settings.output_dir
-    log.info("%s: %d images", name, len(benchmark))
+    log.info("%s: %d images", printable(name), len(benchmark))
     masks = output / "masks" / (name if isinstance(settings.benchmark, BenchmarksSettings) else "")
-    visit = mask_writer(masks, benchmark.num_labels) if settings.save_masks else None
+    visit = mask_writer(masks, benchmark.names, benchmark.num_labels) if settings.save_masks else None
     segmenter, *before = segmenters
-    result = evaluate(segmenter, benchmark, visit, settings.engineered, workers)
+    result = evaluate(segmenter, benchmark, visit, settings.engineered, workers, ledger)
     report.results[name] = result.plain()
     for one in before:
-        report.results[f"{name}_untrained"] = evaluate(one, benchmark, num_workers=workers).plain()
+        report.results[f"{name}_untrained"] = evaluate(one, benchmark, num_workers=workers, ledger=ledger).plain()
         report.baselines[name] = f"{name}_untrained"
     if rank() != 0:
         return
@@ -146,7 +158,6 @@ def _segment(
 
 def _write(settings: EvalSettings, report: Report, model: SimZSS) -> None:
     """Write results and reports."""
-    from simzss.reports.charts import curves_from_csv
     from simzss.reports.markdown import write_markdown
     from simzss.reports.report import write_report
 
@@ -154,8 +165,19 @@ def _write(settings: EvalSettings, report: Report, model: SimZSS) -> None:
     atomic_write(settings.output_dir / "results.json", text.encode(errors="backslashreplace"))
     report.summary.extend([("model", settings.model), ("backbone", model.backbone.name)])
     report.notes.append("Scores are per cent, from one confusion matrix over all pixels of the benchmark.")
-    curves = Path(settings.model).parent / "metrics.csv"
-    if curves.is_file():
-        report.curves.extend(curves_from_csv(curves))
+    report.curves.extend(_curves(Path(settings.model).parent / "metrics.csv"))
     write_report(settings.output_dir / "report.html", report)
     write_markdown(settings.output_dir / "results.md", report)
+
+
+def _curves(path: Path) -> list[Curve]:
+    """Return the curves of the training, none where its log is missing or strange."""
+    from simzss.reports.charts import chart, curves_from_csv
+
+    if not path.is_file():
+        return []
+    try:
+        return [curve for curve in curves_from_csv(path) if chart(curve)]
+    except Exception as error:  # whatever another program logs there must not cost what was measured
+        log.warning("%s has no curves that can be drawn: %s", printable(str(path)), printable(str(error)))
+        return []

@@ -36,7 +36,9 @@ def run(settings: ReportSettings, runs: Sequence[Path]) -> Comparison:
     """
     from simzss.reports.compare import compare_runs
     from simzss.reports.comparison import write_comparison
+    from simzss.tasks import hold_folder
 
-    comparison = compare_runs(runs, settings.resamples, settings.seed, settings.confidence)
-    write_comparison(settings.output_dir, comparison)
+    with hold_folder(settings.output_dir, "output_dir"):
+        comparison = compare_runs(runs, settings.resamples, settings.seed, settings.confidence)
+        write_comparison(settings.output_dir, comparison)
     return comparison

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from simzss.atomic import atomic_write
 from simzss.data.settings import BenchmarkSettings
+from simzss.program import interruptible
 from simzss.segmentation.settings import RefineSettings, SegmentationSettings
 from simzss.settings.types import Seed
 
@@ -46,19 +47,23 @@ def run(settings: ThresholdSettings) -> dict[str, Any]:
     """
     from simzss.data.benchmark import Benchmark
     from simzss.distributed import process_group, raise_on_all_ranks, rank
+    from simzss.evaluation.ledger import HINT, hold_output
     from simzss.evaluation.segmentation import decoding_processes
     from simzss.evaluation.threshold import search_threshold
     from simzss.segmentation.build import build_segmenter, load_configured, load_configured_sam
 
-    with process_group():
+    workers = decoding_processes(settings.num_workers)
+    with process_group(), interruptible(HINT), hold_output(settings.output_dir) as ledger:
+        ledger.announce("threshold.json")
         with raise_on_all_ranks():
             benchmark = Benchmark(settings.benchmark)
             model = load_configured(settings)
             segmenter = build_segmenter(settings, model, load_configured_sam(settings), settings.benchmark)
-            settings.output_dir.mkdir(parents=True, exist_ok=True)
-        workers = decoding_processes(settings.num_workers)
-        found = search_threshold(segmenter, benchmark, settings.names, settings.share, settings.seed, workers).plain()
+        found = search_threshold(
+            segmenter, benchmark, settings.names, settings.share, settings.seed, workers, ledger
+        ).plain()
         if rank() == 0:
             text = json.dumps({settings.benchmark.name: found}, indent=2) + "\n"
             atomic_write(settings.output_dir / "threshold.json", text.encode())
+            ledger.clear()
     return found

@@ -48,18 +48,19 @@ def run(settings: TrainSettings) -> Path:
             wrong for one of them.
     """
     from simzss.distributed import raise_on_all_ranks
-    from simzss.training.resume import find_checkpoint
     from simzss.training.trainer import start_trainer
 
     started = start_trainer(settings)
-    with raise_on_all_ranks():
-        checkpoint = find_checkpoint(settings.resume, settings.output_dir, started.trainer)
-        module, data = build_training(settings, started.precision)
-        started.load_validation()
-    if settings.trainer.compile:
-        module.model.text_encoder.compile_body()
-    started.fit(module, data, checkpoint)
-    return _write_model(started, module, data)
+    with started.hold() as start:
+        if start.finished:
+            return settings.output_dir / "model"
+        with raise_on_all_ranks():
+            module, data = build_training(settings, started.precision)
+            started.load_validation()
+        if settings.trainer.compile:
+            module.model.text_encoder.compile_body()
+        started.fit(module, data, start.checkpoint)
+        return _write_model(started, module, data)
 
 
 def build_training(
@@ -117,22 +118,18 @@ def build_data(settings: TrainSettings, model: SimZSS, bank: ConceptBank, precis
 
 
 def _write_model(run: Run, module: SimZSSModule, data: CaptionDataModule) -> Path:
-    """Write the model folder and what was skipped, by one process; the others wait for it."""
+    """Write what was skipped and the model folder, by one process; the others wait for it."""
     from dataclasses import asdict
 
     from simzss.atomic import write_json
     from simzss.data.shards import summarise_skipped
-    from simzss.distributed import gather_values
-    from simzss.models.checkpoint import save_model
+    from simzss.distributed import raise_on_all_ranks
 
-    folder = run.settings.output_dir / "model"
-    skipped = dict.fromkeys(record for share in gather_values(tuple(data.skipped)) for record in share)
-    if run.trainer.is_global_zero:
-        module.model.text_pooling = module.text_pooling
-        module.model.info["steps"] = run.trainer.global_step
-        save_model(module.model, folder)
-        if skipped:
+    skipped = data.all_skipped()
+    with raise_on_all_ranks():
+        if skipped and run.trainer.is_global_zero:
             log.warning("%s", summarise_skipped(skipped))
             write_json(run.settings.output_dir / "skipped.json", [asdict(record) for record in skipped])
-    run.trainer.strategy.barrier()
-    return folder
+    module.model.text_pooling = module.text_pooling
+    module.model.info["steps"] = run.trainer.global_step
+    return run.save(module.model)

@@ -50,31 +50,28 @@ def run(settings: TrainMasksSettings) -> Path:
             when it is wrong for one of them.
     """
     from simzss.distributed import raise_on_all_ranks
-    from simzss.models.checkpoint import save_model
     from simzss.training.data.masks import MaskDataModule, open_masks, write_split
     from simzss.training.mask_module import MaskModule
-    from simzss.training.resume import find_checkpoint
     from simzss.training.trainer import start_trainer
 
     output, head = settings.output_dir, settings.mask_head
     started = start_trainer(settings)
-    with raise_on_all_ranks():
-        resume = find_checkpoint(settings.resume, output, started.trainer)
-        dataset, held_out = open_masks(settings.masks, head.scale * head.window, settings.seed)
-        model = _build_model(settings, dataset)
-        model.backbone.use_precision(started.precision)
-        module = MaskModule(
-            model, dataset.class_groups, settings.mask_loss, settings.optim, settings.protocol, settings.seed
-        )
-        started.load_validation()
-        if started.trainer.is_global_zero:
-            write_split(output, dataset.benchmark.names, held_out)
-    started.fit(module, MaskDataModule(dataset, settings.seed), resume)
-    if started.trainer.is_global_zero:
+    with started.hold() as start:
+        if start.finished:
+            return output / "model"
+        with raise_on_all_ranks():
+            dataset, held_out = open_masks(settings.masks, head.scale * head.window, settings.seed)
+            model = _build_model(settings, dataset)
+            model.backbone.use_precision(started.precision)
+            module = MaskModule(
+                model, dataset.class_groups, settings.mask_loss, settings.optim, settings.protocol, settings.seed
+            )
+            started.load_validation()
+            if started.trainer.is_global_zero:
+                write_split(output, dataset.benchmark.names, held_out)
+        started.fit(module, MaskDataModule(dataset, settings.seed), start.checkpoint)
         model.info |= {"head_steps": started.trainer.global_step}
-        save_model(model, output / "model")
-    started.trainer.strategy.barrier()
-    return output / "model"
+        return started.save(model)
 
 
 def _build_model(settings: TrainMasksSettings, dataset: MaskDataset) -> SimZSS:

@@ -1,9 +1,9 @@
 """Segmentation sets in their official folder layouts: photo + index mask, labels mapped to class indices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,10 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from simzss.concepts.bank import read_entries
-from simzss.data.images import to_rgb
+from simzss.data.images import open_image, to_rgb
+from simzss.data.names import checked_name
 from simzss.data.settings import Background, BenchmarkSettings, BenchmarksSettings
 from simzss.errors import ConfigError, DataError, InputError, nearest
 from simzss.settings.compose import choices, find_file, load_choice
+
+Read = TypeVar("Read")
 
 IGNORE = 255
 """Label of pixels that do not count."""
@@ -91,22 +94,20 @@ class Benchmark:
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
-        image = to_rgb(self._open(self.image_path(name)))
+        image = self._read(self.image_path(name), to_rgb)
         # Index masks are palette or grey images: never convert, the stored value is the label.
-        labels = np.asarray(self._open(self.mask_path(name))).astype(np.int64)
+        labels = self._read(self.mask_path(name), lambda mask: np.asarray(mask).astype(np.int64))
         if labels.shape != (image.height, image.width):
             raise DataError(f"{self.mask_path(name)} is {labels.shape}, its photo {(image.height, image.width)}")
         return Example(name, image, torch.from_numpy(self._map(labels, name)))
 
-    def _open(self, path: Path) -> Image.Image:
-        """Decode an image file in its own mode."""
+    def _read(self, path: Path, read: Callable[[Image.Image], Read]) -> Read:
+        """Read an image file, in its own mode."""
         try:
-            image = Image.open(path)
-            image.load()
-        except Exception as error:
-            # Pillow raises a dozen types on broken files (OSError, SyntaxError, DecompressionBombError …).
+            with open_image(path) as image:
+                return read(image)
+        except ValueError as error:
             raise DataError(f"benchmark {self.settings.name}: {path} cannot be read: {error}") from error
-        return image
 
     def _map(self, labels: np.ndarray, name: str) -> np.ndarray:
         """Map (H, W) labels of a file to class indices and `IGNORE`."""
@@ -170,7 +171,7 @@ class Benchmark:
             raise DataError(f"benchmark {self.settings.name}: split {path} does not exist") from error
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"benchmark {self.settings.name}: split {path} cannot be read: {error}") from error
-        names = [name for line in lines if (name := line.strip())]
+        names = [checked_name(name, path) for line in lines if (name := line.strip())]
         if not names:
             raise DataError(f"benchmark {self.settings.name}: split {path} names no image")
         return names

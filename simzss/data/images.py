@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from simzss.atomic import atomic_write
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 """What is opened, by what a file holds and not by its name. Not the formats for which Pillow starts programs (EPS)."""
 
@@ -27,7 +29,16 @@ MAX_BYTES = 1 << 29
 
 
 class ImageTooLargeError(ValueError):
-    """An image of more pixels, a longer shape or more bytes than an honest photo has."""
+    """An image of more pixels, a longer shape or more bytes than an honest photo has.
+
+    Args:
+        message: one line.
+        size: width and height, where they are known.
+    """
+
+    def __init__(self, message: str, size: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.size = size
 
 
 @contextmanager
@@ -73,9 +84,9 @@ def _formats() -> tuple[str, ...]:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageTooLargeError(f"image too large: {width} x {height} pixels")
+        raise ImageTooLargeError(f"image too large: {width} x {height} pixels", (width, height))
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageTooLargeError(f"image too long: {width} x {height} pixels")
+        raise ImageTooLargeError(f"image too long: {width} x {height} pixels", (width, height))
 
 
 def decode_image(file: bytes | Path, min_side: int | None = None) -> Image.Image:
@@ -90,13 +101,18 @@ def decode_image(file: bytes | Path, min_side: int | None = None) -> Image.Image
         ValueError: see `open_image`.
     """
     with open_image(file) as image:
-        if min_side is not None:
-            image.draft(None, (min_side, min_side))  # the mode stays; formats but JPEG do nothing
-        image.load()
-        # In place, so that it is turned before the rest of a broken EXIF block can fail; without it, it stays as it is.
-        with suppress(Exception):
-            ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image)
+        return decode_opened(image, min_side)
+
+
+def decode_opened(image: Image.Image, min_side: int | None = None) -> Image.Image:
+    """Decode what `open_image` has opened, as `decode_image` does; to be called within its block."""
+    if min_side is not None:
+        image.draft(None, (min_side, min_side))  # the mode stays; formats but JPEG do nothing
+    image.load()
+    # In place, so that it is turned before the rest of a broken EXIF block can fail; without it, it stays as it is.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -120,3 +136,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if key is None:
         return grey
     return Image.merge("LA", (grey, Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8))))
+
+
+def save_image(path: Path, image: Image.Image) -> None:
+    """Write a picture that appears whole or not at all, in the format that its name says.
+
+    Raises:
+        ValueError: a name that says none.
+        OSError: it cannot be written.
+    """
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form is None:
+        raise ValueError(f"{path}: unknown format {path.suffix!r}")
+    atomic_write(path, lambda stream: image.save(stream, form), durable=False)

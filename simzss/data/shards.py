@@ -12,19 +12,18 @@ import glob
 import json
 import os.path
 import random
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import braceexpand
 import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from simzss.concepts.concept import Caption
+from simzss.data.index import find_listed
+from simzss.data.tars import UNREADABLE, Skipped, count_headers, read_tar
 from simzss.errors import DataError
 
 FORMAT_VERSION = 1
@@ -44,22 +43,15 @@ class Sample:
     shard: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A sample that could not be used, why, and the shard that it was read from."""
-
-    key: str
-    reason: str
-    shard: str = ""
-
-
 def summarise_skipped(skipped: Iterable[Skipped], examples: int = 3) -> str:
     """Return one line: the number of skipped samples, by reason, and the keys of the first."""
     skipped = list(skipped)
     reasons = Counter(record.reason.split(":")[0] for record in skipped)
     counts = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     names = ", ".join(record.key for record in skipped[:examples])
-    return f"skipped {len(skipped)} samples ({counts}); first: {names}"
+    broken = any(record.reason.startswith(UNREADABLE) for record in skipped)
+    lost = "; whatever follows the break in an unreadable tar is lost too, and not counted" if broken else ""
+    return f"skipped {len(skipped)} samples ({counts}); first: {names}{lost}"
 
 
 def write_shard(path: Path, samples: Iterable[Sample], pipeline: dict[str, str]) -> None:
@@ -121,12 +113,23 @@ def shard_order(urls: Sequence[str], seed: int, epoch: int) -> Iterator[list[str
         passes += 1
 
 
-def read_shards(urls: Iterable[str], shuffle: int = 0, seed: str = "") -> Iterator[Sample | Skipped]:
+def read_shards(
+    urls: Iterable[str], shuffle: int = 0, seed: str = "", sums: Mapping[str, str] | None = None
+) -> Iterator[Sample | Skipped]:
     """Yield the samples of the shards in order, or through a seeded shuffle buffer of `shuffle` samples.
 
     A sample or a tar that cannot be read is passed on as `Skipped`, never dropped.
+
+    Args:
+        urls: paths of shards.
+        shuffle: samples in the buffer.
+        seed: of the buffer.
+        sums: SHA-256 that shards must have, by path; default those that the `index.json` beside each lists.
+
+    Raises:
+        DamagedShardError: a shard has another SHA-256; after its last sample.
     """
-    records = _read_tars(urls)
+    records = _read_tars(urls, _listed_sum if sums is None else sums.get)
     if shuffle:
         # What is skipped goes through the buffer as well: broken tars alone would never fill it, and never be reported.
         records = wds.shuffle(shuffle, initial=shuffle, rng=random.Random(seed))(records)
@@ -134,54 +137,23 @@ def read_shards(urls: Iterable[str], shuffle: int = 0, seed: str = "") -> Iterat
         yield record if isinstance(record, Skipped) else parse_sample(record)
 
 
-def read_members(urls: Iterable[str], on_broken: Callable[[Skipped], None]) -> Iterator[dict[str, Any]]:
-    """Yield the files of each key of the tars as bytes by suffix, with `__key__`; report tars that break off."""
-    for record in _read_tars(urls):
+def read_members(urls: Iterable[str], on_skipped: Callable[[Skipped], None]) -> Iterator[dict[str, Any]]:
+    """Yield the files of each key of the tars as bytes by suffix, with `__key__`; report what is left out of them."""
+    for record in _read_tars(urls, lambda url: None):
         if isinstance(record, Skipped):
-            on_broken(record)
+            on_skipped(record)
         else:
             yield record
 
 
-def _read_tars(urls: Iterable[str]) -> Iterator[dict[str, Any] | Skipped]:
+def _read_tars(urls: Iterable[str], sum_of: Callable[[str], str | None]) -> Iterator[dict[str, Any] | Skipped]:
     for url in urls:
-        yield from _read_tar(url)
+        yield from read_tar(url, sum_of(url))
 
 
-def _read_tar(url: str) -> Iterator[dict[str, Any] | Skipped]:
-    """Yield the files of each key of one tar, and an error of the tar under its name.
-
-    A tar that breaks off ends with the last sample that another one follows: the one after it may be half there.
-    """
-    name = Path(url).name
-    repeated: list[Skipped] = []
-
-    def note_repeated(error: Exception) -> bool:
-        repeated.append(Skipped(name, _tar_reason(error), url))
-        return True  # go on without this file
-
-    empty = True
-    try:
-        # Opened here, as in `write_shard`.
-        with Path(url).open("rb") as stream:
-            for raw in group_by_keys(tar_file_expander([{"url": url, "stream": stream}]), handler=note_repeated):
-                empty = False
-                yield raw
-    except Exception as error:
-        # tarfile and the decompressors behind it raise a dozen types on broken files.
-        yield Skipped(name, f"unreadable tar: {_tar_reason(error)}", url)
-    else:
-        if empty:
-            yield Skipped(name, "no sample in the tar", url)
-    yield from repeated
-
-
-def _tar_reason(error: Exception) -> str:
-    """Return the reason without the path and file object that webdataset adds to the arguments of an error."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    first = error.args[0] if error.args else None
-    return first.split(" @ ")[0] if isinstance(first, str) else type(error).__name__
+def _listed_sum(url: str) -> str | None:
+    listed = find_listed(url)
+    return None if listed is None else listed.sha256
 
 
 def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
@@ -203,66 +175,10 @@ def parse_sample(raw: dict[str, Any]) -> Sample | Skipped:
     return Sample(key, raw[suffix], suffix, captions, str(record.get("file_name", "")), record.get("image_id"), shard)
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """Content of the `index.json` of one folder.
-
-    Attributes:
-        folder: as the paths of its shards name it.
-        samples: number of samples by shard path.
-        failed: number of tasks that `data_prep.captions` could not do, whose samples are missing; None when complete.
-    """
-
-    folder: Path
-    samples: dict[str, int]
-    failed: int | None
-
-
-def read_indexes(urls: Iterable[str]) -> list[ShardIndex]:
-    """Read the indexes beside the shards, by folder; none for a folder without one, or with one not of ours."""
-    found = (_read_index(folder) for folder in sorted({Path(url).parent for url in urls}))
-    return [index for index in found if index is not None]
-
-
-def unfinished(indexes: Iterable[ShardIndex]) -> str | None:
-    """Return one line that names the folders in which samples of failed tasks are missing; None without."""
-    folders = [f"{index.folder} (failed tasks: {index.failed})" for index in indexes if index.failed is not None]
-    if not folders:
-        return None
-    return (
-        f"incomplete shards: {', '.join(folders)}; their index.json says what failed and why, "
-        "data_prep.captions run again completes them"
-    )
-
-
-def count_samples(urls: Sequence[str], indexes: Iterable[ShardIndex] | None = None) -> int:
-    """Count samples: as the indexes list them, else from the tar headers.
+def count_samples(urls: Iterable[str]) -> int:
+    """Count samples: as the indexes beside the shards list them, else from the tar headers.
 
     An estimate: an index may be stale, and a sample or the rest of a tar may turn out unreadable.
-
-    Args:
-        urls: shards.
-        indexes: what `read_indexes` found beside them; read here when None.
     """
-    counts: dict[str, int] = {}
-    for index in read_indexes(urls) if indexes is None else indexes:
-        counts |= index.samples
-    return sum(counts[url] if url in counts else _count_headers(url) for url in urls)
-
-
-def _count_headers(url: str) -> int:
-    """Count the samples of a tar up to where it breaks off."""
-    found = 0
-    with suppress(Exception), tarfile.open(url) as archive:  # as in `_read_tar`, which reports what is wrong
-        for member in archive:
-            found += member.name.endswith(".json")
-    return found
-
-
-def _read_index(folder: Path) -> ShardIndex | None:
-    try:
-        record = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        samples = {str(folder / shard["name"]): int(shard["samples"]) for shard in record["shards"]}
-        return ShardIndex(folder, samples, len(record["failed"]) if record.get("complete") is False else None)
-    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        return None
+    listed = ((url, find_listed(url)) for url in urls)
+    return sum(count_headers(url) if found is None else found.samples for url, found in listed)

@@ -13,8 +13,9 @@ from simzss.data.settings import Background, ClassificationSettings
 from simzss.data.shards import IMAGE_SUFFIXES
 from simzss.distributed import total
 from simzss.errors import DataError
+from simzss.evaluation.ledger import Ledger
 from simzss.evaluation.results import ClassificationResult
-from simzss.evaluation.vectors import image_vectors, place_model, protocol, ranks
+from simzss.evaluation.vectors import image_vectors, place_model, protocol, ranks, vectors_key
 from simzss.models.simzss import SimZSS
 from simzss.segmentation.classifier import build_classifier
 from simzss.settings.compose import find_file
@@ -39,6 +40,7 @@ def classify(
     *,
     batch_size: int = 64,
     num_workers: int = 2,
+    ledger: Ledger | None = None,
 ) -> ClassificationResult:
     """Label every image with the class whose vector has the largest cosine with it.
 
@@ -53,6 +55,7 @@ def classify(
         device: None for the accelerator when there is one.
         batch_size: images at a time, on each rank.
         num_workers: decoding processes of each rank.
+        ledger: keeps the images' vectors, so that the same call goes on where it was stopped; None: nothing is kept.
 
     Raises:
         InputError: bad folder or word list, or no readable image.
@@ -70,7 +73,13 @@ def classify(
         temperature=1.0,
     )
     found = image_vectors(
-        model, Path(settings.root), folders.names, device=device, batch_size=batch_size, num_workers=num_workers
+        model,
+        Path(settings.root),
+        folders.names,
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        records=None if ledger is None else ledger.records(vectors_key(model, precision, folders.names)),
     )
     own = in_old_names({"classes": settings.classes, "templates": settings.templates, "text_pooling": text_pooling})
     labels = torch.tensor(folders.labels, device=device)[found.index]

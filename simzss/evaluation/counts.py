@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from simzss.atomic import atomic_write
+from simzss.atomic import atomic_write, pack_tensors
 from simzss.errors import DataError
 from simzss.evaluation.metrics import class_counts, mious
 
@@ -59,10 +58,10 @@ def save_counts(path: Path, counts: Counts) -> None:
     """
     _check(str(path), counts)
     metadata = {"images": json.dumps(counts.images), "classes": json.dumps(counts.classes)}
-    tensors = {"per_image": counts.per_image.cpu().contiguous(), "confusion": counts.confusion.cpu().contiguous()}
+    tensors = {"per_image": counts.per_image.cpu(), "confusion": counts.confusion.cpu()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, save(tensors, metadata))
+        atomic_write(path, pack_tensors(tensors, metadata))
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error}") from error
 

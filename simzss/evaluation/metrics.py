@@ -28,13 +28,10 @@ class SeenScores:
 
 
 class ConfusionMatrix(Metric):
-    """Integer confusion matrix of pixels; exact, order-free, summed over processes.
-
-    `matrix[t, p]` counts pixels of class t that were labelled p.
+    """Integer confusion matrix of pixels; exact, the same in whatever order images come, summed over processes.
 
     Args:
         num_classes: K.
-        ignore_index: label of pixels that do not count.
         num_images: n, to count per image too; 0 for not.
     """
 
@@ -42,39 +39,65 @@ class ConfusionMatrix(Metric):
     per_image: Tensor
     full_state_update = False
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, num_images: int = 0) -> None:
+    def __init__(self, num_classes: int, num_images: int = 0) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("matrix", default=zeros, dist_reduce_fx="sum")
         counts = torch.zeros(num_images, num_classes, 3, dtype=torch.int64)
         self.add_state("per_image", default=counts, dist_reduce_fx="sum")
 
-    def update(self, prediction: Tensor, target: Tensor, image: int | None = None) -> None:
-        """Add pixels: integer labels of any equal shape; predictions in 0..K-1, targets there or `ignore_index`.
+    def update(self, counts: Tensor, image: int | None = None) -> None:
+        """Add what `count_pixels` found in an image.
 
-        With the number of an image, `per_image[image]` counts each class's hits, predicted and true pixels.
-
-        Raises:
-            ValueError: a label outside.
+        Args:
+            counts: (K, K).
+            image: its number, whose hits, predicted and true pixels of each class `per_image[image]` counts.
         """
-        counted = target != self.ignore_index
-        target, prediction = target[counted].long(), prediction[counted].long()
-        for name, values in (("target", target), ("prediction", prediction)):
-            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
-                raise ValueError(
-                    f"{name} label outside 0..{self.num_classes - 1}: {int(values.min())}..{int(values.max())}"
-                )
-        flat = torch.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
-        matrix = flat.view(self.num_classes, self.num_classes)
-        self.matrix += matrix
+        self.matrix += counts
         if image is not None:
-            self.per_image[image] += class_counts(matrix)
+            self.per_image[image] += class_counts(counts)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Return the (K, K) matrix and the (n, K, 3) counts of each image."""
         return self.matrix, self.per_image
+
+
+def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Count pixels by target and prediction.
+
+    Args:
+        prediction: integer labels 0..K-1.
+        target: labels of the same shape, 0..K-1 or `ignore_index`.
+        num_classes: K.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        (K, K) int64: `[t, p]` is the number of pixels of class t that were labelled p.
+
+    Raises:
+        ValueError: a label outside.
+    """
+    counted = target != ignore_index
+    target, prediction = target[counted].long(), prediction[counted].long()
+    for name, values in (("target", target), ("prediction", prediction)):
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
+            raise ValueError(f"{name} label outside 0..{num_classes - 1}: {int(values.min())}..{int(values.max())}")
+    flat = torch.bincount(target * num_classes + prediction, minlength=num_classes**2)
+    return flat.view(num_classes, num_classes)
+
+
+def sparse(counts: Tensor) -> dict[str, Tensor]:
+    """Return the `cells` of counts that are not 0, as places in the flat tensor, and their `pixels`."""
+    flat = counts.flatten()
+    cells = flat.nonzero()[:, 0]
+    return {"cells": cells.int(), "pixels": flat[cells]}
+
+
+def dense(found: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+    """Return counts from what `sparse` made of them."""
+    flat = torch.zeros(math.prod(shape), dtype=torch.int64)
+    flat[found["cells"].long()] = found["pixels"]
+    return flat.view(*shape)
 
 
 def class_counts(confusion: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simzss.data.benchmark import require_folder
+from simzss.data.names import checked_name
 from simzss.data.settings import RetrievalSettings
 from simzss.data.shards import Skipped
 from simzss.distributed import rank, world_size
 from simzss.errors import DataError
+from simzss.evaluation.ledger import Ledger
 from simzss.evaluation.results import RetrievalResult
-from simzss.evaluation.vectors import gather_by_index, image_vectors, place_model, protocol, ranks
+from simzss.evaluation.vectors import gather_by_index, image_vectors, place_model, protocol, ranks, vectors_key
 from simzss.models.simzss import SimZSS
 
 RECALLS = (1, 5, 10)
@@ -41,6 +43,7 @@ def retrieve(
     *,
     batch_size: int = 64,
     num_workers: int = 2,
+    ledger: Ledger | None = None,
 ) -> RetrievalResult:
     """Rank all captions for every image and all images for every caption, by cosine of the two sentence-level vectors.
 
@@ -55,6 +58,7 @@ def retrieve(
         device: None for the accelerator when there is one.
         batch_size: images at a time, on each rank.
         num_workers: decoding processes of each rank.
+        ledger: keeps the images' vectors, so that the same call goes on where it was stopped; None: nothing is kept.
 
     Returns:
         On every rank the scores of the whole set.
@@ -65,7 +69,13 @@ def retrieve(
     data = read_captioned_images(settings)
     device, precision = place_model(model, precision, device)
     found = image_vectors(
-        model, Path(settings.root), data.names, device=device, batch_size=batch_size, num_workers=num_workers
+        model,
+        Path(settings.root),
+        data.names,
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        records=None if ledger is None else ledger.records(vectors_key(model, precision, data.names)),
     )
     images = gather_by_index(found.vectors, found.index, len(data.names))
     readable = gather_by_index(torch.ones_like(found.index), found.index, len(data.names)).bool()
@@ -160,7 +170,8 @@ def _parse_coco(path: Path) -> tuple[list[tuple[Any, str]], list[tuple[Any, str]
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"benchmark.captions={path} is not readable JSON: {error}") from error
     try:
-        records = [(image["id"], _text(image, "file_name")) for image in content["images"]]
+        source = f"benchmark.captions={path}"
+        records = [(image["id"], checked_name(_text(image, "file_name"), source)) for image in content["images"]]
         annotations = [(entry["image_id"], _text(entry, "caption").strip()) for entry in content["annotations"]]
         times = Counter(image_id for image_id, _ in records)
         hash(tuple(annotations))  # an id that is a list or an object cannot be looked up: TypeError

@@ -1,32 +1,30 @@
 """Run a segmenter over a benchmark."""
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from simzss.data.benchmark import IGNORE, Benchmark
+from simzss.data.images import save_image
 from simzss.data.settings import Background
-from simzss.distributed import gather_values, rank, world_size
-from simzss.errors import DataError, InputError
+from simzss.distributed import gather_values, raise_on_all_ranks
+from simzss.errors import DataError
 from simzss.evaluation.counts import Counts
-from simzss.evaluation.metrics import ConfusionMatrix, SeenScores, scores, seen_scores
+from simzss.evaluation.ledger import Entry, Ledger, classes_key, plain_regions, read_regions
+from simzss.evaluation.metrics import ConfusionMatrix, SeenScores, count_pixels, dense, scores, seen_scores, sparse
+from simzss.evaluation.photos import LoadedImage, benchmark_key, measured
 from simzss.evaluation.results import ENGINEERED, PLAIN, NamesResult, SegmentationResult
-from simzss.progress import progress
-from simzss.segmentation.inference.prepare import Preparation, Prepared
 from simzss.segmentation.prediction import Prediction
 from simzss.segmentation.segmenter import Segmenter
 from simzss.visualize import index_mask
 
-Visitor = Callable[[str, Tensor], None]
-"""Called with the name and the predicted mask (H, W) of an image."""
+Visitor = Callable[[str, Tensor], Path | None]
+"""Called with the name and the predicted mask (H, W) of an image; returns the file that it wrote, if any."""
 
 
 def evaluate(
@@ -35,6 +33,7 @@ def evaluate(
     visit: Visitor | None = None,
     engineered: bool = False,
     num_workers: int = 0,
+    ledger: Ledger | None = None,
 ) -> SegmentationResult:
     """Segment every image of this rank's share and score all ranks' pixels together.
 
@@ -44,6 +43,7 @@ def evaluate(
         visit: called for each image of this rank with the mask predicted with the plain names.
         engineered: measure with the engineered names too, from the same features.
         num_workers: processes that decode and resize; 0 for this one.
+        ledger: keeps each image, so that the same call goes on where it was stopped; None: nothing is kept.
 
     Returns:
         On every rank the scores of the whole set.
@@ -54,14 +54,26 @@ def evaluate(
     columns = {PLAIN: _Column(segmenter, benchmark)}
     if engineered and benchmark.engineered_groups is not None:
         columns[ENGINEERED] = _Column(segmenter, benchmark, engineered=True)
-    classifiers = [column.classifier for column in columns.values()]
-    for images in load_images(benchmark, segmenter, num_workers):
-        predictions = segmenter.predict_prepared([image.photo for image in images], classifiers)
-        for image, found in zip(images, predictions, strict=True):
-            for column, prediction in zip(columns.values(), found, strict=True):
-                column.add(image, prediction)
-            if visit is not None:
-                visit(benchmark.names[image.index], found[0].mask)
+
+    def measure(image: LoadedImage, predictions: Sequence[Prediction]) -> Entry:
+        tensors: dict[str, Tensor] = {}
+        kinds: dict[str, str | None] = {}
+        for key, prediction in zip(columns, predictions, strict=True):
+            regions, kinds[key] = plain_regions(prediction.regions)
+            counts = sparse(count_pixels(prediction.mask, image.mask, benchmark.num_labels, IGNORE))
+            tensors |= {f"{key} {name}": value for name, value in (counts | regions).items()}
+        written = None if visit is None else visit(benchmark.names[image.index], predictions[0].mask)
+        return Entry(tensors, kinds, () if written is None else (written,))
+
+    with raise_on_all_ranks():
+        records = None
+        if ledger is not None:
+            own = {key: classes_key(segmenter, column.classifier, column.groups) for key, column in columns.items()}
+            records = ledger.records(benchmark_key(segmenter, benchmark) | {"columns": own, "masks": visit is not None})
+        classifiers = [column.classifier for column in columns.values()]
+        for index, entry in measured(segmenter, benchmark, classifiers, measure, num_workers, records):
+            for key, column in columns.items():
+                column.add(index, entry, key)
     by_names = {key: column.result() for key, column in columns.items()}
     return SegmentationResult(by_names, len(benchmark), benchmark.settings.official_images)
 
@@ -72,19 +84,24 @@ class _Column:
     def __init__(self, segmenter: Segmenter, benchmark: Benchmark, engineered: bool = False) -> None:
         self.segmenter = segmenter
         self.benchmark = benchmark
-        self.classifier = segmenter.classifier(*classes_of(segmenter, benchmark, engineered))
-        self.metric = ConfusionMatrix(benchmark.num_labels, IGNORE, len(benchmark))
+        self.groups, rule = classes_of(segmenter, benchmark, engineered)
+        self.classifier = segmenter.classifier(self.groups, rule)
+        self.metric = ConfusionMatrix(benchmark.num_labels, len(benchmark))
         self.regions: Any = None
 
-    def add(self, image: "LoadedImage", prediction: Prediction) -> None:
-        """Count an image."""
-        self.metric.update(prediction.mask, image.mask, image.index)
-        if prediction.regions is not None:
-            self.regions = prediction.regions if self.regions is None else prediction.regions + self.regions
+    def add(self, index: int, entry: Entry, key: str) -> None:
+        """Count an image, of whose entry the tensors that begin with `key` are this column's."""
+        prefix = f"{key} "
+        own = {name.removeprefix(prefix): value for name, value in entry.tensors.items() if name.startswith(prefix)}
+        counts = {name: own.pop(name) for name in ("cells", "pixels")}
+        self.metric.update(dense(counts, self.metric.matrix.shape), index)
+        regions = read_regions(own, entry.note[key])
+        if regions is not None:
+            self.regions = regions if self.regions is None else regions + self.regions
 
     def result(self) -> NamesResult:
         """Return the scores over all ranks."""
-        matrix, per_image = (state.cpu() for state in self.metric.compute())
+        matrix, per_image = (state.cpu() for state in self.metric.to(self.segmenter.device).compute())
         # The plain name stands for the class in every list, so that columns and runs can be compared.
         names = tuple(group[0] for group in self.benchmark.class_groups)
         if self.classifier.background.present:
@@ -131,60 +148,25 @@ def decoding_processes(asked: int | None) -> int:
     return cores // 4
 
 
-def mask_writer(folder: Path, num_classes: int) -> Visitor:
-    """Return a visitor that writes each predicted index mask as `<image name>.png`."""
+def mask_writer(folder: Path, names: Sequence[str], num_classes: int) -> Visitor:
+    """Return a visitor that writes each predicted index mask as `<image name>.png`.
 
-    def write(name: str, mask: Tensor) -> None:
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        index_mask(mask.numpy(), num_classes=num_classes).save(path)
-
-    return write
-
-
-@dataclass(frozen=True)
-class LoadedImage:
-    """Image `index` of the benchmark: the `photo` as the models take it, and its `mask` (H, W) at full size."""
-
-    index: int
-    photo: Prepared
-    mask: Tensor
-
-
-class _Images(Dataset["LoadedImage | InputError"]):
-    """Read, check and resize in worker processes. An error is handed over, to be raised with its own words."""
-
-    def __init__(self, benchmark: Benchmark, prepare: Preparation) -> None:
-        self.benchmark = benchmark
-        self.prepare = prepare
-
-    def __getitem__(self, index: int) -> "LoadedImage | InputError":
-        try:
-            example = self.benchmark[index]
-            return LoadedImage(index, self.prepare(example.image), example.mask.to(torch.uint8))
-        except InputError as error:
-            return error
-
-
-def load_images(benchmark: Benchmark, segmenter: Segmenter, num_workers: int) -> Iterator[list[LoadedImage]]:
-    """Yield this rank's images, some batches at a time.
+    Args:
+        folder: below which they go, whatever the names are.
+        names: of all images.
+        num_classes: K.
 
     Raises:
-        DataError: a photo or a mask that cannot be used.
+        DataError: a name that leads out of the folder.
     """
-    if benchmark.num_labels > IGNORE:
-        raise DataError(f"benchmark {benchmark.settings.name} has {benchmark.num_labels} classes; {IGNORE} fit a mask")
-    # range(rank, n, world) visits each image exactly once; a DistributedSampler would repeat some.
-    mine = range(rank(), len(benchmark), world_size())
-    loader: DataLoader[Any] = DataLoader(
-        _Images(benchmark, segmenter.prepare),
-        sampler=mine,
-        batch_size=segmenter.chunk_size,
-        collate_fn=list,
-        num_workers=num_workers,
-    )
-    for images in progress(loader, len(mine), benchmark.settings.name, count=len):
-        for image in images:
-            if isinstance(image, InputError):
-                raise image
-        yield images
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"image {name!r}: its mask would be written outside {folder}")
+
+    def write(name: str, mask: Tensor) -> Path:
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(path, index_mask(mask.numpy(), num_classes=num_classes))
+        return path
+
+    return write

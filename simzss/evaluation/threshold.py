@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from simzss.data.benchmark import IGNORE, Benchmark
-from simzss.distributed import total
+from simzss.distributed import raise_on_all_ranks, total
 from simzss.errors import DataError
-from simzss.evaluation.metrics import class_counts, class_ious
+from simzss.evaluation.ledger import Entry, Ledger, Records, classes_key
+from simzss.evaluation.metrics import class_counts, class_ious, dense, sparse
+from simzss.evaluation.photos import LoadedImage, benchmark_key, measured
 from simzss.evaluation.results import ENGINEERED, ThresholdResult
-from simzss.evaluation.segmentation import classes_of, load_images
+from simzss.evaluation.segmentation import classes_of
 from simzss.segmentation.classifier import Classifier
-from simzss.segmentation.prediction import MapScores
+from simzss.segmentation.prediction import MapScores, Prediction
 from simzss.segmentation.segmenter import Segmenter
 
 CANDIDATES = torch.arange(1, 100) / 100
@@ -21,7 +23,13 @@ CANDIDATES = torch.arange(1, 100) / 100
 
 
 def search_threshold(
-    segmenter: Segmenter, benchmark: Benchmark, names: str, share: float, seed: int, num_workers: int = 0
+    segmenter: Segmenter,
+    benchmark: Benchmark,
+    names: str,
+    share: float,
+    seed: int,
+    num_workers: int = 0,
+    ledger: Ledger | None = None,
 ) -> ThresholdResult:
     """Compute mIoU at every candidate threshold, from one pass over the images.
 
@@ -32,6 +40,7 @@ def search_threshold(
         share: of the images, drawn by `seed`, on which the best threshold is chosen; the others check it.
         seed: of the draw.
         num_workers: processes that decode and resize.
+        ledger: keeps each image, so that the same call goes on where it was stopped; None: nothing is kept.
 
     Raises:
         DataError: no background class, fewer than two images, no engineered names.
@@ -46,7 +55,13 @@ def search_threshold(
     count = min(len(benchmark) - 1, max(1, round(share * len(benchmark))))
     chosen = set(random.Random(seed).sample(range(len(benchmark)), count))
 
-    histograms = _histograms(segmenter, benchmark, classifier, chosen, num_workers)
+    with raise_on_all_ranks():
+        records = None
+        if ledger is not None:
+            own = classes_key(segmenter, classifier, groups)
+            records = ledger.records(benchmark_key(segmenter, benchmark) | {"candidates": CANDIDATES.tolist()} | own)
+        histograms = _histograms(segmenter, benchmark, classifier, chosen, num_workers, records)
+    histograms = tuple(total(part.to(segmenter.device)).cpu() for part in histograms)
     search, check = (torch.stack([_miou(part, index) for index in range(len(CANDIDATES))]) for part in histograms)
     best = int(search.argmax())
     present = int((CANDIDATES - rule.threshold).abs().argmin()) if rule.has_threshold else None
@@ -81,23 +96,31 @@ class _Codes:
 
 
 def _histograms(
-    segmenter: Segmenter, benchmark: Benchmark, classifier: Classifier, chosen: set[int], num_workers: int
-) -> tuple[Tensor, Tensor]:
-    """Count pixels (T + 1, K, K) by confidence, truth and label, of the chosen images and of the others."""
+    segmenter: Segmenter,
+    benchmark: Benchmark,
+    classifier: Classifier,
+    chosen: set[int],
+    num_workers: int,
+    records: Records | None,
+) -> tuple[Tensor, ...]:
+    """Count this rank's pixels (T + 1, K, K) by confidence, truth and label: chosen images, and the others."""
     count = len(classifier.names)
     shape = (len(CANDIDATES) + 1, count, count)
-    parts = [torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)]
-    for images in load_images(benchmark, segmenter, num_workers):
-        predictions = segmenter.predict_prepared([image.photo for image in images], [classifier])
-        for image, (found,) in zip(images, predictions, strict=True):
-            found_scores = found.score()
-            assert isinstance(found_scores, MapScores)  # nothing refines here
-            codes = found_scores.map.labels(_Codes(classifier)).cpu()
-            counted = image.mask != IGNORE
-            truth, codes = image.mask[counted].long(), codes[counted]
-            flat = (codes // count * count + truth) * count + codes % count
-            parts[image.index not in chosen] += torch.bincount(flat, minlength=parts[0].numel()).view(shape)
-    return total(parts[0].to(segmenter.device)).cpu(), total(parts[1].to(segmenter.device)).cpu()
+    rule = _Codes(classifier)
+
+    def measure(image: LoadedImage, predictions: list[Prediction]) -> Entry:
+        found_scores = predictions[0].score()
+        assert isinstance(found_scores, MapScores)  # nothing refines here
+        codes = found_scores.map.labels(rule).cpu()
+        counted = image.mask != IGNORE
+        truth, codes = image.mask[counted].long(), codes[counted]
+        flat = (codes // count * count + truth) * count + codes % count
+        return Entry(sparse(torch.bincount(flat)))
+
+    parts = (torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64))
+    for index, entry in measured(segmenter, benchmark, [classifier], measure, num_workers, records):
+        parts[index not in chosen].add_(dense(entry.tensors, shape))
+    return parts
 
 
 def _miou(histogram: Tensor, index: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Unit vectors of whole images and exact ranks among vectors: what retrieval and classification share."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from simzss.data.images import decode_image
 from simzss.data.shards import Skipped, summarise_skipped
 from simzss.data.transforms import WholeImage
 from simzss.device import best_device, resolve_precision
-from simzss.distributed import gather_values, rank, total, world_size
-from simzss.errors import DataError
+from simzss.distributed import gather_values, raise_on_all_ranks, rank, total, world_size
+from simzss.errors import DataError, printable
+from simzss.evaluation.ledger import Entry, Records, stamp_of, weights_key
+from simzss.evaluation.photos import log_done, of_system, pickled, started
 from simzss.models.simzss import SimZSS
 from simzss.progress import progress
 
@@ -67,7 +69,14 @@ def protocol(model: SimZSS, limit: int | None, precision: str, **own: Any) -> di
 
 @torch.no_grad()
 def image_vectors(
-    model: SimZSS, root: Path, names: Sequence[str], *, device: torch.device, batch_size: int, num_workers: int
+    model: SimZSS,
+    root: Path,
+    names: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int,
+    num_workers: int,
+    records: Records | None = None,
 ) -> ImageVectors:
     """Encode this rank's share of the images as normalised class tokens, each squashed whole as for cached features.
 
@@ -78,37 +87,78 @@ def image_vectors(
         device: where the model is.
         batch_size: images through the backbone at a time, on this rank.
         num_workers: decoding processes of this rank; 0 decodes in this process.
+        records: of earlier runs, which gets the vectors of each batch; None: nothing is kept.
 
     Raises:
         DataError: not one image of any rank can be read.
     """
-    mine = range(rank(), len(names), world_size())
-    loader = DataLoader(
-        _Images(root, names, mine, model.backbone.image_size),
-        batch_size=batch_size,
-        collate_fn=_collate,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        # A generator of its own, or the loader draws its worker seed from a run's random stream.
-        generator=torch.Generator(),
-        multiprocessing_context="fork" if num_workers else None,
-    )
-    index: list[int] = []
-    vectors = [torch.empty(0, model.backbone.width, device=device)]
+    found: dict[int, Tensor] = {}
     skipped: list[tuple[int, Skipped]] = []
-    for block in progress(loader, len(mine), "images", count=_Block.__len__):
-        skipped += block.skipped
-        if block.index:
-            index += block.index
-            vectors.append(model.encode_image(block.images.to(device, non_blocking=True)).cls)
+    with raise_on_all_ranks():
+        for index, entry in _encoded(model, root, names, device, batch_size, num_workers, records):
+            if entry.note is None:
+                found[index] = entry.tensors["cls"]
+            else:
+                skipped.append((index, Skipped(names[index], entry.note)))
     everyone = sorted((entry for share in gather_values(skipped) for entry in share), key=lambda entry: entry[0])
     reasons = tuple(record for _, record in everyone)
     if len(reasons) == len(names):
         first = f"; first: {reasons[0].key}: {reasons[0].reason}" if reasons else ""
         raise DataError(f"none of the {len(names)} images of {root} can be read{first}")
     if reasons and rank() == 0:
-        log.warning("%s", summarise_skipped(reasons))
-    return ImageVectors(torch.tensor(index, dtype=torch.long, device=device), torch.cat(vectors), reasons)
+        log.warning("%s", printable(summarise_skipped(reasons)))
+    own = sorted(found)
+    vectors = torch.stack([found[index] for index in own]) if own else torch.empty(0, model.backbone.width)
+    return ImageVectors(torch.tensor(own, dtype=torch.long, device=device), vectors.to(device), reasons)
+
+
+def vectors_key(model: SimZSS, precision: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return what `image_vectors` depends on besides the files."""
+    model_key = weights_key(model) | {"features": model.backbone.features, "image_size": model.backbone.image_size}
+    return {"vectors": model_key, "precision": precision, "names": list(names)}
+
+
+def _encoded(
+    model: SimZSS,
+    root: Path,
+    names: Sequence[str],
+    device: torch.device,
+    batch_size: int,
+    num_workers: int,
+    records: Records | None,
+) -> Iterator[tuple[int, Entry]]:
+    """Yield number and entry of each image of this rank's share, those of earlier runs first.
+
+    An entry has the vector `cls`, or as its note why the image cannot be used.
+    """
+    mine = range(rank(), len(names), world_size())
+    stamps = {} if records is None else {names[index]: stamp_of(root / names[index]) for index in mine}
+    done = {} if records is None else records.find(stamps)
+    log_done("images", len(done), len(mine))
+    yield from ((index, done[names[index]]) for index in mine if names[index] in done)
+    # The batches of an undisturbed run: neighbours change the last bits of a vector.
+    batches = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    left = [[index for index in batch if names[index] not in done] for batch in batches]
+    loader: DataLoader[Any] = DataLoader(
+        _Images(root, names, model.backbone.image_size),
+        batch_sampler=[batch for batch in left if batch],
+        collate_fn=pickled if num_workers else list,
+        num_workers=num_workers,
+        # A generator of its own, or the loader draws its worker seed from a run's random stream.
+        generator=torch.Generator(),
+        multiprocessing_context="fork" if num_workers else None,
+    )
+    for block in progress(started(loader), len(mine) - len(done), "images", count=len):
+        if failures := [record for _, record in block if isinstance(record, OSError)]:
+            raise failures[0]
+        images = {index: image for index, image in block if isinstance(image, Tensor)}
+        entries = {index: Entry({}, record.reason) for index, record in block if isinstance(record, Skipped)}
+        if images:
+            vectors = model.encode_image(torch.stack(list(images.values())).to(device)).cls.float().cpu()
+            entries |= {index: Entry({"cls": vector}) for index, vector in zip(images, vectors, strict=True)}
+        if records is not None:
+            records.add(block[0][0], {names[i]: (stamps[names[i]], entry) for i, entry in entries.items()})
+        yield from entries.items()
 
 
 def gather_by_index(rows: Tensor, index: Tensor, count: int) -> Tensor:
@@ -167,47 +217,20 @@ def _on_grid(vectors: Tensor) -> Tensor:
     return (vectors.double() * _GRID).round() / _GRID
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Some images: indices and (b, 3, S, S) uint8 of those that are readable, indices and reasons of the others."""
-
-    index: list[int]
-    images: Tensor
-    skipped: list[tuple[int, Skipped]]
-
-    def __len__(self) -> int:
-        return len(self.index) + len(self.skipped)
-
-    def pin_memory(self) -> "_Block":
-        """Pin the images; the loader calls this."""
-        return _Block(self.index, self.images.pin_memory(), self.skipped)
-
-
-class _Images(Dataset[tuple[int, Tensor | Skipped]]):
+class _Images(Dataset[tuple[int, Tensor | Skipped | OSError]]):
     """Decode some of a list of images."""
 
-    def __init__(self, root: Path, names: Sequence[str], indices: Sequence[int], size: int) -> None:
+    def __init__(self, root: Path, names: Sequence[str], size: int) -> None:
         self.root = root
         self.names = names
-        self.indices = indices
         self.transform = WholeImage(size)
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> tuple[int, Tensor | Skipped]:
-        index = self.indices[item]
+    def __getitem__(self, index: int) -> tuple[int, Tensor | Skipped | OSError]:
         name = self.names[index]
         try:
             return index, self.transform(decode_image((self.root / name).read_bytes()))
-        except OSError as error:
-            return index, Skipped(name, f"unreadable file: {error.strerror or error}")
-        except ValueError as error:
-            return index, Skipped(name, str(error))
-
-
-def _collate(records: list[tuple[int, Tensor | Skipped]]) -> _Block:
-    images = [(index, record) for index, record in records if isinstance(record, Tensor)]
-    skipped = [(index, record) for index, record in records if isinstance(record, Skipped)]
-    stacked = torch.stack([image for _, image in images]) if images else torch.empty(0, dtype=torch.uint8)
-    return _Block([index for index, _ in images], stacked, skipped)
+        except (OSError, ValueError) as error:
+            if failure := of_system(error):
+                return index, failure
+            reason = f"unreadable file: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+            return index, Skipped(name, reason)

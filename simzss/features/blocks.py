@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from simzss.checksums import sha256_of
 from simzss.data.images import decode_image
+from simzss.data.index import DamagedShardError, ListedShard
 from simzss.data.shards import Skipped, parse_sample, read_members
-from simzss.features.files import ImageTexts, hash_file
+from simzss.features.files import ImageTexts
 from simzss.features.views import Views
+from simzss.program import end_with_lost_batch
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to read: its number, its path, and the chunks of it that are finished already."""
+    """A shard to read: its number, its path, the chunks that are finished already, and what its index says of it."""
 
     number: int
     url: str
     finished: frozenset[int] = frozenset()
+    listed: ListedShard | None = None
 
     @property
     def shard(self) -> str:
@@ -38,11 +42,18 @@ class ShardTask:
             return 0
 
     def sha256(self) -> str | None:
-        """Return the SHA-256 of the tar; None where it cannot be read, which is then among what is skipped."""
+        """Return the SHA-256 of the tar; None where it cannot be read, which is then among what is skipped.
+
+        Raises:
+            DamagedShardError: it is not the one that its index lists.
+        """
         try:
-            return hash_file(Path(self.url))
+            found = sha256_of(Path(self.url))
         except OSError:
             return None
+        if self.listed is not None and self.listed.sha256 not in (None, found):
+            raise DamagedShardError.of(self.url, "its SHA-256 is another one")
+        return found
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,7 @@ def view_loader(blocks: ViewBlocks, num_workers: int, pin: bool) -> DataLoader:
         pin_memory=pin,
         generator=torch.Generator(),  # keeps the loader from drawing its workers' seed from the run's random stream
         multiprocessing_context="fork" if forked else None,
+        worker_init_fn=end_with_lost_batch,
     )
 
 

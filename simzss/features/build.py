@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from simzss.data.shards import Skipped, count_samples, read_indexes, summarise_skipped, unfinished
+from simzss.data.index import find_listed, read_indexes, require_sizes, unfinished
+from simzss.data.shards import Skipped, count_samples, summarise_skipped
 from simzss.distributed import gather_values, raise_on_all_ranks, rank, world_size
 from simzss.errors import DataError
 from simzss.features.blocks import ShardEnd, ShardTask, ViewBlock, ViewBlocks, view_loader
@@ -64,15 +65,16 @@ def build_cache(
         precision: resolved arithmetic.
 
     Raises:
-        InputError: on all processes: the folder holds something else, a shard has changed, the disk is full, or there
-            is no readable image.
+        InputError: on all processes: the folder holds something else, a shard has changed or is not what its index.json
+            says, the disk is full, or there is no readable image.
     """
     began = time.monotonic()
     if rank() == 0 and (incomplete := unfinished(read_indexes(urls))):
         log.warning("%s", incomplete)
-    tasks = [ShardTask(number, url) for number, url in enumerate(urls)]
+    tasks = [ShardTask(number, url, listed=find_listed(url)) for number, url in enumerate(urls)]
     with ExitStack() as stack:
         with raise_on_all_ranks():
+            require_sizes(urls)
             backbone.to(device).use_precision(precision)
             size = backbone.image_size
             views = Views(size, settings.views, settings.min_crop, settings.seed)

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from simzss.atomic import atomic_write
+from simzss.checksums import sha256_of
 from simzss.concepts.concept import Caption
 from simzss.data.shards import Skipped
 from simzss.errors import DataError
@@ -115,17 +116,11 @@ def open_features(path: Path) -> FeatureFile:
     return FeatureFile(tensors, texts, skipped, metadata)
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal; OSError where it cannot be read."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def find_damage(path: Path, record: FileRecord) -> str | None:
     """Compare size and SHA-256 of a file with its record; returns what is wrong, None for nothing."""
     try:
         if path.stat().st_size == record.bytes:
-            return None if hash_file(path) == record.sha256 else "is corrupted (its SHA-256 has changed)"
+            return None if sha256_of(path) == record.sha256 else "is corrupted (its SHA-256 has changed)"
     except OSError:
         pass
     return "is missing or of another size"

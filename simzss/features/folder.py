@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from simzss.atomic import read_json, write_json
+from simzss.atomic import read_record, write_record
 from simzss.features.files import FileRecord
 from simzss.tasks import TaskFolder
 
@@ -80,13 +80,13 @@ class FeatureFolder(TaskFolder):
     def read_chunk(self, number: int, chunk: int) -> Chunk | None:
         """Read the record of a finished chunk; None where it is missing or corrupt."""
         try:
-            return Chunk.model_validate(read_json(self.chunk_record(number, chunk)))
+            return Chunk.model_validate(read_record(self.chunk_record(number, chunk)))
         except ValueError:
             return None
 
     def finish_chunk(self, number: int, chunk: Chunk) -> None:
         """Leave the record of a chunk, whose file is written."""
-        write_json(self.chunk_record(number, chunk.number), chunk.model_dump(mode="json", by_alias=True))
+        write_record(self.chunk_record(number, chunk.number), chunk.model_dump(mode="json", by_alias=True))
 
     def read_chunks(self, number: int, there: set[Path]) -> list[Chunk]:
         """Read all records of finished chunks of a shard, of which these files are there."""
@@ -97,7 +97,9 @@ class FeatureFolder(TaskFolder):
     def finished(self, number: int) -> FinishedShard | None:
         """Read the done marker of a shard and the records of its chunks; None where one is missing or corrupt."""
         try:
-            record = read_json(self.record(number))
+            record = read_record(self.record(number))
+            if record is None:
+                return None
             read = [self.read_chunk(number, chunk) for chunk in range(record["parts"])]
             chunks = tuple(chunk for chunk in read if chunk is not None)
             if len(chunks) < len(read):
@@ -109,4 +111,4 @@ class FeatureFolder(TaskFolder):
     def finish(self, shard: FinishedShard) -> None:
         """Leave the done marker of a shard, whose chunks have their records."""
         record = {"shard": shard.shard, "bytes": shard.bytes, "sha256": shard.sha256, "parts": len(shard.chunks)}
-        write_json(self.record(shard.number), record)
+        write_record(self.record(shard.number), record)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simzss.checksums import sha256_of
 from simzss.concepts.concept import Caption
 from simzss.errors import ConfigError, DataError
-from simzss.features.files import FeatureFile, FileRecord, hash_file
+from simzss.features.files import FeatureFile, FileRecord
 from simzss.features.folder import FeatureFolder
 from simzss.features.index import AGAIN, FeatureIndex, open_indexed, read_index
 from simzss.features.placement import Memory, choose, free_memory, local_processes, size_text
@@ -127,7 +128,7 @@ class FeatureStore:
         self._block, self.normalised, self.placement = None, False, chosen
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             paths = [self.folder / record.name for record in self._records]
-            found = [pool.submit(hash_file, path) for path in paths] if verify else []
+            found = [pool.submit(sha256_of, path) for path in paths] if verify else []
             try:
                 block = None if chosen == "mapped" else self._load(device, chosen)
                 for path, record, future in zip(paths, self._records, found, strict=False):

@@ -97,7 +97,7 @@ class ChunkWriter:
 
         Raises:
             OSError: a file before could not be written.
-            DataError: another process has failed.
+            DataError: another process has failed, or a shard is not what its index.json says.
         """
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()  # an error is met at once, not files later

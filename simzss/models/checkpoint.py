@@ -1,9 +1,9 @@
-"""The model folder: `config.json`, `model.safetensors` and, for a pretrained text encoder, `tokenizer/`.
+"""The model folder: `config.json`, `model.safetensors`, `SHA256SUMS` and, for a pretrained text encoder, `tokenizer/`.
 
 The folder holds what was trained and the whole text encoder. The backbone is named, with the hash of its weights:
 it comes from the hub or from a local file, and another one than the text was trained for is rejected. Nothing in the
-folder is code, and nothing names code to run. Files keep the names of format version 1, which
-`simzss.settings.renamed` translates.
+folder is code, nothing names code to run, and nothing is built that its tensors would not fill. Files keep the names
+of format version 1, which `simzss.settings.renamed` translates.
 """
 
 import json
@@ -12,52 +12,61 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from simzss import __version__
-from simzss.atomic import atomic_write
+from simzss.atomic import atomic_write, write_tensors
+from simzss.checksums import SUMS
 from simzss.errors import InputError, ModelError, nearest
 from simzss.models.backbone.base import Backbone
 from simzss.models.backbone.timm import TimmBackbone
+from simzss.models.folder import check_inside, check_sums, find_folder, replaced_folder
 from simzss.models.mask_head.head import build_mask_head
+from simzss.models.record import BACKBONE_KEYS, FORMAT_VERSION, check_record, read_config
 from simzss.models.settings import BackboneSettings, MaskHeadSettings, ProxySettings, TextPooling
 from simzss.models.simzss import SimZSS
+from simzss.models.sizes import Shapes
+from simzss.models.tensors import read_tensors, tensor_shapes
 from simzss.models.text import rebuild_text_encoder
+from simzss.models.tokenizer import clip_tokenizer, directory_tokenizer
+from simzss.program import system_failure
 from simzss.settings.renamed import in_old_names, renamed_file
 
-FORMAT_VERSION = 1
-_BACKBONE_KEYS = ("name", "timm_name", "weights", "features", "project", "image_size")
+_FILES = ("config.json", "model.safetensors", "tokenizer", SUMS)
 
 
 def save_model(model: SimZSS, folder: Path) -> None:
-    """Write a model folder; its parts are complete before `config.json`, the last one, appears.
+    """Write a model folder; an earlier one stays as it was until the new one takes its place.
 
     Args:
         model: trained.
-        folder: created if missing; files of an earlier model in it are replaced.
+        folder: created if missing; an earlier model in it is replaced, other files in it are kept.
+
+    Raises:
+        ModelError: another process writes this folder.
+        OSError: the disk is full, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config_path = folder / "config.json"
-    config_path.unlink(missing_ok=True)
-    tokenizer = None
-    if model.text_encoder.pooling != "eot":
-        model.text_encoder.tokenizer.save_pretrained(str(folder / "tokenizer"))
-        tokenizer = "tokenizer"
-    config = {
-        "format_version": FORMAT_VERSION,
-        "simzss": __version__,
-        "backbone": _backbone_record(model.backbone),
-        "feature_norm": model.feature_norm.mode,
-        "text": model.text_encoder.architecture | {"tokenizer": tokenizer},
-        "settings": _info_record(model),
-    }
-    if model.mask_head is not None:
-        head = in_old_names(model.mask_head.settings.plain(), "mask_head.")
-        config["multires"] = {"head": head, "trained": list(model.mask_head.trained)}
-    save_file({name: value.contiguous() for name, value in _saved_state(model).items()}, folder / "model.safetensors")
-    atomic_write(config_path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    with replaced_folder(folder, _FILES) as new:
+        tokenizer = None
+        if model.text_encoder.pooling != "eot":
+            model.text_encoder.tokenizer.save_pretrained(str(new / "tokenizer"))
+            tokenizer = "tokenizer"
+        config = {
+            "format_version": FORMAT_VERSION,
+            "simzss": __version__,
+            "backbone": _backbone_record(model.backbone),
+            "feature_norm": model.feature_norm.mode,
+            "text": model.text_encoder.architecture | {"tokenizer": tokenizer},
+            "settings": _info_record(model),
+        }
+        if model.mask_head is not None:
+            head = in_old_names(model.mask_head.settings.plain(), "mask_head.")
+            config["multires"] = {"head": head, "trained": list(model.mask_head.trained)}
+        write_tensors(new / "model.safetensors", _saved_state(model))
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(new / "config.json", text.encode(errors="backslashreplace"))
 
 
 def load_model(
@@ -83,16 +92,21 @@ def load_model(
         ModelError: no model folder, one of another format version, parts that do not fit, another backbone.
     """
     folder = _resolve(source)
-    config = _read_config(folder)
+    check_inside(folder, _FILES)
+    config = read_config(folder)
+    check_sums(folder)
     try:
-        model = _build(folder, config, backbone or _load_backbone(config, backbone_weights, features, proxy))
-        _load_state(model, folder / "model.safetensors")
-        return model.eval()
+        shapes = tensor_shapes(folder / "model.safetensors")
+        check_record(folder / "config.json", config, shapes)
+        own = backbone or _load_backbone(config, backbone_weights, features, proxy)
+        return _load(folder, config, own, shapes).eval()
     except KeyError as error:
         raise ModelError(f"{folder / 'config.json'} lacks {error}") from error
     except InputError as error:
-        raise ModelError(f"model {folder}: {error}") from error
+        raise ModelError(str(error) if str(folder) in str(error) else f"model {folder}: {error}") from error
     except Exception as error:
+        if not isinstance(error, OSError) and system_failure(error) is not None:
+            raise  # for want of memory
         # A config.json that was edited or made elsewhere can be wrong in any value; transformers checks few of them.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder / 'config.json'} describes no model: {type(error).__name__}: {reason}") from error
@@ -106,7 +120,7 @@ def _load_backbone(
 ) -> Backbone:
     """Build the recorded backbone with the changes that are asked for."""
     record = config["backbone"]
-    known = {key: record[key] for key in _BACKBONE_KEYS}
+    known = {key: record[key] for key in BACKBONE_KEYS}
     settings = BackboneSettings.of(known | {"feature_norm": config["feature_norm"]})
     if weights is not None:
         settings = settings.replace(weights=weights)
@@ -129,7 +143,7 @@ def _load_backbone(
 
 
 def _backbone_record(backbone: Backbone) -> dict[str, Any]:
-    record: dict[str, Any] = {key: getattr(backbone.settings, key) for key in _BACKBONE_KEYS} | _place(backbone)
+    record: dict[str, Any] = {key: getattr(backbone.settings, key) for key in BACKBONE_KEYS} | _place(backbone)
     if backbone.proxy is not None:
         own = backbone.proxy_backbone
         known = {} if own is None else _place(own) | {"fingerprint": own.fingerprint}
@@ -150,14 +164,34 @@ def _read_proxy(record: Mapping[str, Any]) -> ProxySettings:
 # The rest of the model ------------------------------------------------------------------------------------------------
 
 
-def _build(folder: Path, config: Mapping[str, Any], backbone: Backbone) -> SimZSS:
-    """Build the recorded model on a backbone, weights still random."""
-    text, head, info = dict(config["text"]), config.get("multires"), dict(config["settings"])
+def _load(folder: Path, config: Mapping[str, Any], backbone: Backbone, shapes: Shapes) -> SimZSS:
+    """Build the recorded model on a backbone and fill it, after its file of tensors is known to fit."""
     if backbone.fingerprint != config["backbone"]["fingerprint"]:
         weights = backbone.settings.weights or "from the hub"
         raise ModelError(f"backbone weights {weights} are not those that it was trained with")
-    tokenizer = folder / "tokenizer" if text["tokenizer"] is not None else None
-    model = SimZSS(backbone, rebuild_text_encoder(text, backbone.width, tokenizer), config["feature_norm"])
+    if config["text"]["tokenizer"] not in (None, "tokenizer"):
+        raise ModelError(f"config.json: text.tokenizer={config['text']['tokenizer']} must be tokenizer or null")
+    known = config["text"]["tokenizer"] is None
+    tokenizer = clip_tokenizer() if known else directory_tokenizer(folder / "tokenizer")
+    assert backbone.width > 0  # measured on an image, which needs memory
+    with torch.device("meta"):  # without memory for tensors: the file may hold less than config.json claims
+        expected = {
+            name: tuple(tensor.shape) for name, tensor in _saved_state(_build(config, backbone, tokenizer)).items()
+        }
+    path = folder / "model.safetensors"
+    wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    if wrong:
+        raise ModelError(f"{path} does not fit its config.json: {', '.join(wrong[:3])}")
+    model = _build(config, backbone, tokenizer)
+    state = {re.sub("^multires", "mask_head", name): value for name, value in read_tensors(path).items()}
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _build(config: Mapping[str, Any], backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> SimZSS:
+    """Build the recorded model on a backbone, weights still random."""
+    head, info = config.get("multires"), dict(config["settings"])
+    model = SimZSS(backbone, rebuild_text_encoder(config["text"], backbone.width, tokenizer), config["feature_norm"])
     if head is not None:
         trained = head["trained"]
         if not isinstance(trained, list) or not all(isinstance(name, str) for name in trained):
@@ -203,51 +237,23 @@ def _saved_state(model: SimZSS) -> dict[str, Tensor]:
     return {re.sub("^mask_head", "multires", name): value for name, value in state.items()}
 
 
-def _load_state(model: SimZSS, path: Path) -> None:
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    expected = _saved_state(model)
-    wrong = sorted(set(state) ^ set(expected))
-    wrong += [name for name in state if name in expected and state[name].shape != expected[name].shape]
-    if wrong:
-        raise ModelError(f"{path} does not fit its config.json: {', '.join(wrong[:3])}")
-    model.load_state_dict(
-        {re.sub("^multires", "mask_head", name): value for name, value in state.items()}, strict=False
-    )
-
-
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
 def _resolve(source: str | Path) -> Path:
     """Return the folder of a source, fetched from the hub where it is no local one."""
-    folder = Path(source)
+    folder = find_folder(Path(source))
     if folder.is_dir():
         return folder
     if isinstance(source, str) and len(folder.parts) == 2 and not folder.exists() and not source.startswith("."):
         from huggingface_hub import snapshot_download
 
         try:
-            allowed = ["config.json", "model.safetensors", "tokenizer/*.json", "tokenizer/*.txt"]
+            kinds = ("json", "txt", "model", "jinja")
+            allowed = ["config.json", "model.safetensors", SUMS, *(f"tokenizer/*.{kind}" for kind in kinds)]
             return Path(snapshot_download(source, allow_patterns=allowed))
         except Exception as error:
             # Offline, private, missing: the hub client has a type for each, and all mean the same here.
             reason = " ".join(str(error).split())[:120]
             raise ModelError(f"model={source} is no folder and cannot be fetched from the hub: {reason}") from error
     raise ModelError(f"model={source} does not exist")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} is no model folder: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise ModelError(f"{path} has format version {version}; this program reads version {FORMAT_VERSION}")
-    return config

@@ -8,6 +8,8 @@ from simzss.settings.base import Settings
 from simzss.settings.types import Positive, Share
 
 Features = Literal["last", "value", "self", "proxy"]
+Side = Annotated[int, Field(ge=1, le=2048)]
+"""Side of an image in pixels; a backbone is tried on one of this size when it is built."""
 TextPooling = Literal["sentence", "tokens", "both"]
 
 
@@ -24,7 +26,7 @@ class BackboneSettings(Settings):
     """patch features: output of the last block, or for standard ViTs its values, self or proxy attention"""
     project: bool = False
     """apply the model's own head, such as CLIP's projection into the joint space, to every token"""
-    image_size: Positive = 224
+    image_size: Side = 224
     """side of training images in pixels"""
     feature_norm: Literal["none", "center", "whiten"] = "none"
     """normalisation of features by statistics of the training images"""
@@ -104,7 +106,7 @@ class SamSettings(Settings):
 class MaskHeadSettings(Settings):
     """The mask head of MROVSeg (Zhu et al. 2024), one file of `conf/mask_head`."""
 
-    window: Positive = 224
+    window: Side = 224
     """side in pixels of a window, and of the downsized whole image"""
     scale: Positive = 2
     """windows along the short side"""

@@ -5,8 +5,10 @@ tensors and plain containers and nothing else.
 """
 
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +33,49 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> dic
         ModelError: missing, broken, code in it, no tensors by name, sizes that the file does not hold, or a value that
             is no number; names the file.
     """
+    with _naming(path):
+        found = _safetensors(path, wanted) if _is_safetensors(path) else _torch(path, wanted)
+        # A mask of attention is minus infinity where it hides.
+        damaged = [name for name, tensor in found.items() if not name.endswith("mask") and not _is_finite(tensor)]
+    if damaged:
+        raise ModelError(f"{path}: {damaged[0]} holds values that are no finite numbers: it is damaged")
+    return found
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a safetensors file's tensors by name, and none of the tensors.
+
+    Raises:
+        ModelError: missing, broken or of another format; names the file.
+    """
+    with _naming(path), safe_open(path, framework="pt", device="cpu") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into one line that names it."""
     try:
         if not path.is_file():
             raise ValueError("it does not exist" if not path.exists() else "it is no file")
-        found = _safetensors(path, wanted) if _is_safetensors(path) else _torch(path, wanted)
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        yield
+    except MemoryError:
+        raise
     except SafetensorError as error:
         raise ModelError(f"{path} cannot be read: it is no safetensors file, or a broken one ({error})") from error
     except Exception as error:
         # Broken archives, pickles of objects and files of other kinds each fail with a type of their own.
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ModelError(f"{path} cannot be read: {reason}") from error
-    for name, tensor in found.items():
-        # A mask of attention is minus infinity where it hides.
-        if tensor.is_floating_point() and not name.endswith("mask") and not bool(tensor.isfinite().all()):
-            raise ModelError(f"{path}: {name} holds values that are no finite numbers: it is damaged")
-    return found
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    # torch cannot tell it of the smallest types.
+    return bool((tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all())
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -63,7 +93,9 @@ def _safetensors(path: Path, wanted: Callable[[str], bool] | None) -> dict[str, 
 
 def _torch(path: Path, wanted: Callable[[str], bool] | None) -> dict[str, Tensor]:
     _check_archive(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles of another protocol: they end as an error here
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Mapping):
         content = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -2,19 +2,25 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerBase,
+)
 
 from simzss.concepts.align import token_span
 from simzss.errors import ConfigError, ModelError, nearest
 from simzss.models.features import TextFeatures
 from simzss.models.pooling import token_sums
+from simzss.models.pretrained import fetch, load_pretrained, read_pretrained_config, without_kernel
 from simzss.models.settings import PretrainedText, ScratchText
 from simzss.models.tokenizer import clip_tokenizer, directory_tokenizer
 
@@ -141,11 +147,12 @@ class TextEncoder(nn.Module):
         return {"body": config, "pooling": self.pooling, "context_length": self.context_length}
 
 
-def rebuild_text_encoder(architecture: dict[str, Any], embed_dim: int, tokenizer_dir: Path | None) -> TextEncoder:
-    """Rebuild the encoder of a saved model with random weights; `tokenizer_dir` None means CLIP's tokenizer."""
+def rebuild_text_encoder(
+    architecture: dict[str, Any], embed_dim: int, tokenizer: PreTrainedTokenizerBase
+) -> TextEncoder:
+    """Rebuild the encoder of a saved model with random weights."""
     config = dict(architecture["body"])
-    body = _from_config(_without_kernel(AutoConfig.for_model(config.pop("model_type"), **config)))
-    tokenizer = clip_tokenizer() if tokenizer_dir is None else directory_tokenizer(tokenizer_dir)
+    body = _from_config(without_kernel(AutoConfig.for_model(config.pop("model_type"), **config)))
     return TextEncoder(body, tokenizer, architecture["pooling"], embed_dim, int(architecture["context_length"]))
 
 
@@ -176,25 +183,15 @@ def pretrained_text_encoder(settings: PretrainedText, embed_dim: int) -> TextEnc
         ModelError: weights or a tokenizer that are missing, broken or of another kind.
     """
     weights, context_length = settings.weights, settings.context_length
-    path = Path(weights)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    if not path.exists() and path.parent != Path() and len(path.parts) != 2:
-        raise ModelError(f"text.weights={weights} does not exist")
+    folder = fetch(weights, "text.weights")
     try:
-        # A path is read from disk, `owner/name` from the hub; remote code is never run, pickles are never read.
-        body, loading = AutoModel.from_pretrained(
-            weights,
-            config=_without_kernel(AutoConfig.from_pretrained(weights, trust_remote_code=False)),
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        # transformers, safetensors and the hub client each have their own types for a broken or missing model.
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"text.weights={weights} is no transformers text model: {reason}") from error
+        config = read_pretrained_config(folder)
+        family = MODEL_MAPPING.get(type(config), None)
+        if not isinstance(family, type):
+            raise ModelError(f"it is a {config.model_type} model, which is no single network")
+        body, loading = load_pretrained(family, folder, config)
+    except ModelError as error:
+        raise ModelError(f"text.weights={weights} is no transformers text model: {error}") from error
     lacking = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if lacking:
         raise ModelError(f"text.weights={weights} lacks {', '.join(lacking[:3])} ({len(lacking)} tensors)")
@@ -203,7 +200,7 @@ def pretrained_text_encoder(settings: PretrainedText, embed_dim: int) -> TextEnc
     limit = _positions(body, default=context_length)
     if context_length > limit:
         raise ConfigError(f"text.context_length={context_length} is more than the {limit} positions of {weights}")
-    encoder = TextEncoder(body, directory_tokenizer(path), "mean", embed_dim, context_length)
+    encoder = TextEncoder(body, directory_tokenizer(folder), "mean", embed_dim, context_length)
     _freeze_all_but_last(body, settings.trainable_layers)
     return encoder
 
@@ -242,12 +239,6 @@ def _freeze_all_but_last(body: nn.Module, trainable_layers: int | str) -> None:
     body.requires_grad_(False)
     for layer in list(layers)[len(layers) - trainable_layers :]:
         layer.requires_grad_(True)
-
-
-def _without_kernel(config: Any) -> Any:
-    """Reset the attention to transformers' choice: another name may be code to fetch from the hub."""
-    config._attn_implementation = None
-    return config
 
 
 def _from_config(config: Any) -> nn.Module:

@@ -8,6 +8,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
 from simzss.errors import ModelError
+from simzss.models.pretrained import reason
 
 
 def clip_tokenizer() -> PreTrainedTokenizerBase:
@@ -25,18 +26,22 @@ def _clip_vocabulary() -> tuple[tuple[str, ...], tuple[Any, ...]]:
 
 
 def directory_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a transformers folder.
+    """Load the tokenizer of a transformers folder; code in it is not run.
 
     Raises:
         ModelError: no tokenizer there, or one without character offsets.
     """
+    if not path.is_dir():  # whose name would be looked up on the hub
+        raise ModelError(f"no tokenizer in {path}: there is no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, use_fast=True)
         letter = tokenizer.encode("a", add_special_tokens=False)
-    except Exception as error:
-        # A broken file fails in as many ways as it can be broken; the tokenizers library raises bare Exception.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelError(f"no tokenizer in {path}: {reason}") from error
+    except BaseException as error:
+        # A broken file fails in as many ways as it can be broken; the tokenizers library raises bare Exception, and
+        # where it panics an error that is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"no tokenizer in {path}: {reason(error)}") from error
     # Without its files transformers makes up a tokenizer to which every word is unknown.
     if letter == [tokenizer.unk_token_id] or not len(tokenizer):
         raise ModelError(f"the tokenizer in {path} has no vocabulary")

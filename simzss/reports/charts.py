@@ -81,6 +81,13 @@ def _parsed(cell: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _bounded(value: float) -> float:
+    """Return a value between the bounds within which sums, differences and logarithms of a chart are finite."""
+    if abs(value) < 1 / _LARGEST:
+        return 0.0
+    return min(max(value, -_LARGEST), _LARGEST)
+
+
 def _placed(name: str) -> tuple[int, str, str]:
     """Return the rank and title of the chart that shows a logged column, and the column's label there."""
     parts = name.split("/")
@@ -103,6 +110,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 8, 34
 _MAX_POINTS = 240  # per line; about the number of distinguishable columns
 _DOTS_UP_TO = 40  # points per line that are marked one by one
 _STYLES = 8  # line colours in the style sheet
+_LARGEST = 1e200  # of what is drawn
 
 
 def chart(curve: Curve) -> dict[str, Any] | None:
@@ -149,7 +157,8 @@ def chart(curve: Curve) -> dict[str, Any] | None:
 def _points(title: str, name: str, x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
     if len(x) != len(y):
         raise ValueError(f"curve {title!r}, line {name!r}: {len(x)} x values but {len(y)} y values")
-    return [(float(a), float(b)) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    finite = ((float(a), float(b)) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b))
+    return [(_bounded(a), _bounded(b)) for a, b in finite]
 
 
 def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -162,7 +171,8 @@ def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _span(values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis that holds all values, never of zero length."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    margin = max(0.5, 1e-6 * abs(low))  # of a value so large that 0.5 is nothing to it
+    return (low, high) if high > low else (low - margin, high + margin)
 
 
 def _ticks(values: Sequence[float]) -> list[tuple[float, str]]:

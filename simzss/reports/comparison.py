@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from simzss.atomic import atomic_write
 from simzss.errors import ConfigError
 from simzss.reports.compare import Comparison, Difference
 from simzss.reports.markdown import escaped, markdown_table
@@ -23,8 +24,8 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(comparison), indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / "comparison.json").write_text(text + "\n", encoding="utf-8", errors="replace")
-        (folder / "comparison.md").write_text(_markdown(comparison), encoding="utf-8", errors="replace")
+        atomic_write(folder / "comparison.json", (text + "\n").encode(errors="replace"))
+        atomic_write(folder / "comparison.md", _markdown(comparison).encode(errors="replace"))
         write_page(
             folder / "comparison.html",
             "compare.html.j2",

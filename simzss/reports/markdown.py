@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from simzss.atomic import atomic_write
+from simzss.errors import printable
 from simzss.reports.published import published_notes, published_sources, published_table
 from simzss.reports.report import Report
 from simzss.reports.tables import Protocol, Table, protocols
@@ -37,7 +39,7 @@ def write_markdown(path: Path, report: Report) -> None:
     if report.notes:
         parts += ["## Notes", *(escaped(note) for note in report.notes)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8", errors="replace")
+    atomic_write(path, ("\n\n".join(parts) + "\n").encode(errors="replace"))
 
 
 def markdown_table(table: Table) -> str:
@@ -50,7 +52,7 @@ def markdown_table(table: Table) -> str:
 
 def escaped(text: str) -> str:
     """Escape text on one line: Markdown then shows what would start markup, HTML or a table cell."""
-    line = " ".join(str(text).split())
+    line = printable(str(text))
     line = re.sub(r"([\\`*\[<|~])", r"\\\1", line)
     # An underscore inside a word, as in coco_object, is no markup; a reference such as &lt; needs its ampersand.
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)

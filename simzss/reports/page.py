@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from simzss.atomic import atomic_write
+from simzss.errors import printable
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
@@ -21,12 +25,24 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         content: what the template shows. A name that it uses and does not get is an error, not an empty spot.
     """
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_source),
+        finalize=_shown,
     )
     html = environment.get_template(template).render(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     # "replace": a lone surrogate in a class name must not cost the whole report.
-    path.write_text(html, encoding="utf-8", errors="replace")
+    atomic_write(path, html.encode(errors="replace"))
+
+
+def _shown(value: Any) -> Any:
+    """Return what the page shows of a value: control characters of file and class names as their escapes."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "\n".join(printable(line) for line in value.split("\n"))
 
 
 def _source(name: str) -> str:

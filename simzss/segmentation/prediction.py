@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from simzss.data.images import save_image
 from simzss.errors import DataError
 from simzss.segmentation.classifier import Classifier
 from simzss.segmentation.inference.encoder import ImageEncoding
@@ -99,8 +100,8 @@ class Prediction:
         return self.score().logits().cpu()
 
     def save(self, path: str | Path) -> None:
-        """Write the mask as an image whose pixel values are the indices, such as a PNG."""
-        index_mask(self.mask.numpy(), num_classes=len(self.class_names)).save(path)
+        """Write the mask as an image whose pixel values are the indices, such as a PNG, whole or not at all."""
+        save_image(Path(path), index_mask(self.mask.numpy(), num_classes=len(self.class_names)))
 
     def overlay(self, photo: Photo | None = None) -> Image.Image:
         """Draw the classes over the photo, with a legend.

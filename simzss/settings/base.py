@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from simzss.settings.messages import config_error
+from simzss.settings.read_yaml import read_yaml
 from simzss.settings.types import is_model, members
 
 
@@ -99,7 +100,7 @@ def read_text(text: str, field: FieldInfo) -> Any:
 def _parsed(text: str, wanted: type, original: str) -> Any:
     """YAML with every scalar left as text, which pydantic then reads by the type of its place."""
     try:
-        value = yaml.load(text, Loader=yaml.BaseLoader)
+        value = read_yaml(text, plain_text=True)
     except yaml.YAMLError:
         return original
     return _given(value) if isinstance(value, wanted) else original

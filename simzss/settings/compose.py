@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from simzss.errors import ConfigError, nearest
 from simzss.settings.base import Given
+from simzss.settings.read_yaml import read_yaml, require_bounded_files, require_no_resolver
 from simzss.settings.renamed import renamed, renamed_file
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,9 @@ def compose(
     required = [group for group, choice in known.items() if choice == "???" and group not in selected]
     if absent := [group for group in required if group not in given]:
         raise ConfigError(f"value missing: give {absent[0]}=NAME; known: {', '.join(choices(absent[0]))}")
+    require_no_resolver(given)
+    for key, value in pairs:
+        require_no_resolver(value, key)
     values = _composed(verb, selected, required)
     values |= {key: value for key, value in given.items() if key not in selected}
     for key, value in pairs:
@@ -105,11 +109,14 @@ def _hydra(
     verb: str, selected: Sequence[tuple[str, str]], left_out: Sequence[str], folders: Sequence[Path]
 ) -> dict[str, Any]:
     GlobalHydra.instance().clear()
+    for folder in folders[:-1]:  # ours is the last
+        require_bounded_files(folder)
     path = ",".join(f"'file://{folder.as_posix()}'" for folder in folders)
     overrides = [f"hydra.searchpath=[{path}]", *(f"{group}={value}" for group, value in selected)]
     try:
         with initialize_config_dir(str(CONF_DIR / "verbs"), version_base="1.3"):
             config = hydra_compose(verb, overrides=overrides + [f"~{group}" for group in left_out])
+        require_no_resolver(OmegaConf.to_container(config))
         values = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, HydraException, yaml.YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())[:400]) from error
@@ -185,7 +192,7 @@ def split(override: str) -> tuple[str, str]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        values = read_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"config={path} does not exist") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -242,7 +249,7 @@ def _find(group: str, name: str) -> Path:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     return values if isinstance(values, dict) else {}

@@ -224,4 +224,4 @@ class RunSettings(Settings):
     output_dir: Path
     """folder of the run: config.yaml, metrics.csv, checkpoints/, model/"""
     resume: str | None = None
-    """`last` continues from output_dir/checkpoints/last.ckpt, or a checkpoint file"""
+    """`last` goes on in output_dir, whatever state it is in: from its last checkpoint, or from the start; or a file"""

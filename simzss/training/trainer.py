@@ -1,22 +1,30 @@
 """Lightning's trainer as every kind of training uses it."""
 
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from simzss.device import best_device, device_of, enable_tf32, resolve_precision
-from simzss.distributed import naming_lost_ranks
+from simzss.distributed import naming_lost_ranks, raise_on_all_ranks
 from simzss.errors import ConfigError
-from simzss.training.callbacks import Progress, SaveSettings
+from simzss.models.checkpoint import save_model
+from simzss.models.simzss import SimZSS
+from simzss.program import interruptible
+from simzss.tasks import hold_folder
+from simzss.training.callbacks import CHECKPOINTS, Checkpoints, Progress, SaveSettings, keep_only
+from simzss.training.checkpoint_io import WholeCheckpointIO
 from simzss.training.cluster import EndBySigterm, choose_strategy, init_process_group, started_by
 from simzss.training.loggers import build_loggers
+from simzss.training.resume import Start, find_start, require_same_start
 from simzss.training.settings import RunSettings, TrainerSettings
 from simzss.training.validation import ZeroShotValidation
 
@@ -36,6 +44,25 @@ class Run:
     precision: str
     settings: RunSettings
     validation: ZeroShotValidation | None
+
+    @contextmanager
+    def hold(self) -> Iterator[Start]:
+        """Hold the folder of the run as the only one that writes there, and find where it begins.
+
+        Raises:
+            InputError: on all processes: another run holds the folder, it cannot be written, or see `find_start`.
+            Interrupted: an interrupt during the block.
+        """
+        output = self.settings.output_dir
+        with interruptible("the same command with resume=last goes on"), ExitStack() as stack:
+            with raise_on_all_ranks():
+                if self.trainer.is_global_zero:
+                    stack.enter_context(hold_folder(output, "output_dir"))
+                start = find_start(self.settings.resume, output, self.trainer)
+            require_same_start(start, output)
+            if self.settings.resume == "last" and start.checkpoint is not None and self.trainer.is_global_zero:
+                keep_only(start.checkpoint)  # the run may have been killed before it did so
+            yield start
 
     def load_validation(self) -> None:
         """Read the benchmark that is measured on, where there is one.
@@ -57,9 +84,38 @@ class Run:
         Raises:
             InputError: the data or a validation that cannot be used, a loss that is no number, a lost process.
         """
-        with naming_lost_ranks():
+        with naming_lost_ranks(), _raising_interrupts():
             checkpoint = None if resume is None else str(resume)
             self.trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+
+    def save(self, model: SimZSS) -> Path:
+        """Write the model folder, the last of a run's files, by one process; the others wait for it.
+
+        Raises:
+            InputError: on the other processes, it cannot be written.
+            OSError: on the one that writes.
+        """
+        folder = self.settings.output_dir / "model"
+        with raise_on_all_ranks():
+            if self.trainer.is_global_zero:
+                save_model(model, folder)
+        return folder
+
+
+@contextmanager
+def _raising_interrupts() -> Iterator[None]:
+    """Let an interrupt go on as one: Lightning ignores all further ones and ends the process without a word."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def start_trainer(settings: RunSettings) -> Run:
@@ -74,7 +130,9 @@ def start_trainer(settings: RunSettings) -> Run:
     precision = resolve_precision(settings.trainer.precision, device_of(settings.trainer.accelerator))
     enable_tf32(precision)
     measuring = None if validation.benchmark is None else ZeroShotValidation(validation, settings.protocol, precision)
-    callbacks: list[pl.Callback] = [SaveSettings(settings, output / "config.yaml")]
+    # The file that repeats the run is that of an undisturbed one.
+    recipe = settings.replace(resume=None) if settings.resume == "last" else settings
+    callbacks: list[pl.Callback] = [SaveSettings(recipe, output / "config.yaml")]
     built = build_trainer(
         settings.trainer, loggers, output, precision, callbacks if measuring is None else [measuring, *callbacks]
     )
@@ -102,16 +160,7 @@ def build_trainer(
         ConfigError: what Lightning refuses, such as another number of processes than torchrun or Slurm started.
     """
     _require_accelerator(settings.accelerator)
-    checkpoints = ModelCheckpoint(
-        dirpath=output / "checkpoints",
-        filename="epoch{epoch}",
-        auto_insert_metric_name=False,
-        every_n_epochs=settings.checkpoint_every_n_epochs,
-        save_top_k=1,
-        monitor=None,
-        save_last="link",  # not a second copy of the weights and the optimiser
-        save_on_train_epoch_end=True,
-    )
+    checkpoints = Checkpoints(output / CHECKPOINTS, settings.checkpoint_every_n_epochs)
     bar = [Progress()] if settings.progress_bar else []
     try:
         environment = started_by()
@@ -120,7 +169,7 @@ def build_trainer(
             devices=settings.devices,
             num_nodes=settings.num_nodes,
             strategy=choose_strategy(settings, environment),
-            plugins=[] if environment is None else [environment],
+            plugins=[WholeCheckpointIO(), *([] if environment is None else [environment])],
             precision=precision,  # type: ignore[arg-type]
             max_epochs=settings.epochs,
             max_steps=settings.max_steps,
@@ -153,8 +202,7 @@ def _quiet_libraries() -> None:
     expected = (
         ".*module.s. in eval mode.*",  # the frozen backbone
         ".*does not have many workers.*",  # cached features need none
-        ".*Checkpoint directory.*",  # resume
-        ".*Experiment logs directory.*",  # resume
+        ".*callbacks used to create the checkpoint.*",  # version 0.1 had Lightning's own callback
         ".*srun.*",
         ".*IterableDataset.*__len__.*",  # no two workers deliver the same batch
         ".*treespec.*",  # Lightning's own use of an old torch name

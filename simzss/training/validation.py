@@ -66,8 +66,15 @@ class ZeroShotValidation(pl.Callback):
             return
         with _evaluating(self.segmenter.model):
             miou = evaluate(self.segmenter, self.benchmark).miou
-        if miou is not None:  # some pixel counts
-            pl_module.log(f"val/miou/{self.benchmark.settings.name}", miou, prog_bar=True, rank_zero_only=True)
+        if miou is None:  # no pixel counts
+            return
+        name = f"val/miou/{self.benchmark.settings.name}"
+        pl_module.log(name, miou, prog_bar=True, logger=False, rank_zero_only=True)
+        # Lightning's own way to the loggers is after the checkpoint of this epoch: a run that is killed in between
+        # would go on without this row.
+        for logger in trainer.loggers:
+            logger.log_metrics({name: miou, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+            logger.save()
 
 
 @contextmanager

@@ -215,6 +215,8 @@ def test_resumed_equals_uninterrupted(data, tmp_path, monkeypatch):
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole") and list(logged(tmp_path / "whole")) == [0, 1, 2, 3]
     expected, found = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    lines = train_squares(data, tmp_path / "cut", short, "resume=last")
+    assert f"{tmp_path}/cut is finished: its model has made all 4 steps" in lines
 
     scores = logged(tmp_path / "whole", "val/miou/voc20")
     dispatch(["eval", f"model={tmp_path}/whole/model", "benchmark=voc20", f"benchmark.root={data}/voc",
@@ -265,6 +267,7 @@ def test_seen_and_unseen_classes(trained, tmp_path, capsys):
     seen = config["multires"]["trained"] = [name for name in SEEN if name != "cat"]
     config["multires"]["head"]["unseen_share"] = config["multires"]["head"]["learned_share"]
     (model / "config.json").write_text(json.dumps(config))
+    (model / "SHA256SUMS").unlink()
     rule = "benchmark.background={kind: threshold, threshold: 0.9, with_masks: 0.15}"
     result = measure(trained, tmp_path / "eval", "train", "benchmark=voc21", rule, model=model)["voc21"]
     assert result["protocol"]["background"]["threshold"] == 0.15

@@ -9,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from simzss.checksums import SUMS
 from simzss.cli import dispatch
+from simzss.evaluation.segmentation import mask_writer
+from simzss.reports.markdown import escaped
 from tests.support.evaluating import evaluated
 from tests.support.files import contents
-from tests.support.models import save_backbone
+from tests.support.models import refused, save_backbone
 from tests.support.processes import WORLD, on_two_processes
 from tests.support.training import COLOURS, coloured_shards, logged, train
 
@@ -243,7 +246,7 @@ def test_two_processes_measure_as_one(trained, tmp_path):
                 assert torch.equal(found[rank][case]["counts"][part], counts), (limit, rank, part)
             assert found[rank][case]["result"] == expected["result"]
         visited = [name for rank in range(WORLD) for name in found[rank][case]["visited"]]
-        assert sorted(visited) == expected["visited"] and len(set(visited)) == len(visited)
+        assert sorted(visited) == sorted(expected["visited"]) and len(set(visited)) == len(visited)
     assert [len(found[rank][0]["visited"]) for rank in range(WORLD)] == [3, 2]
 
 
@@ -254,6 +257,7 @@ def test_untrained_twin_of_a_model_that_moved(trained, tmp_path):
     for name, data in contents(trained / "run" / "model").items():
         (tmp_path / "run" / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / "model" / name).write_bytes(data)
+    (tmp_path / "run" / "model" / SUMS).unlink(missing_ok=True)  # this folder is changed on purpose
     path = tmp_path / "run" / "model" / "config.json"
     path.write_text(path.read_text().replace(f"{trained}/vit.safetensors", "/nowhere/vit.safetensors"))
     (tmp_path / "here.safetensors").write_bytes((trained / "vit.safetensors").read_bytes())
@@ -268,3 +272,24 @@ def test_benchmark_without_a_pixel_that_counts(trained, tmp_path):
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(root / "SegmentationClass" / "2007_000000.png")
     found = measure(trained, tmp_path / "eval", root)
     assert found["voc20"]["mIoU"] is None and found["voc20"]["aAcc"] is None
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b"])
+def test_masks_stay_in_their_folder(tmp_path, name):
+    refused(lambda: mask_writer(tmp_path / "masks", ["fine", name], 3), "outside", str(tmp_path / "masks"))
+
+
+def test_names_cannot_steer_a_terminal_or_a_page(trained, tmp_path, monkeypatch, capsys):
+    """Control characters and markup in names of files and classes, in what is printed and in reports."""
+    monkeypatch.chdir(tmp_path)
+    name = "a\x1b[2jb<script>"
+    (tmp_path / f"{name}\n.jpg").write_bytes((trained / "voc/JPEGImages/2007_000000.jpg").read_bytes())
+    model = f"model={trained}/run/model"
+    dispatch(["segment", f"./{name}\n.jpg", model, f"classes=cat,{name}", "output_dir=out", *WHOLE])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and out.count("\n") == 2 and r"a\x1b[2jb" in out
+    (tmp_path / "words.txt").write_text("\n".join([name, *map(str, range(19))]))
+    measure(trained, tmp_path / "out", trained / "voc", "benchmark.classes=words.txt", "engineered=false")
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page and "b<script>" not in page and r"a\x1b[2jb&lt;script&gt;" in page
+    assert escaped(name) == r"a\\x1b\[2jb\<script>"

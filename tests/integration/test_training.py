@@ -102,7 +102,7 @@ def test_folder_of_a_run_without_loggers_is_known(shards, tmp_path):
     """By what is there from the first step on."""
     output = tmp_path / "run"
     train(shards, output, "logger=none", "trainer.epochs=1")
-    assert {path.name for path in output.iterdir()} == {"config.yaml", "checkpoints", "model"}
+    assert {path.name for path in output.iterdir()} == {".lock", "config.yaml", "checkpoints", "model"}
     for folder in ("checkpoints", "model"):
         shutil.rmtree(output / folder)
     refused(lambda: train(shards, output, "logger=none"), f"output_dir={output} holds a run already (config.yaml)")

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from simzss.atomic import write_json
+from simzss.checksums import sha256_of
 from simzss.concepts.concept import Caption, Concept
-from simzss.data.shards import Sample, write_shard
+from simzss.data.shards import Sample, count_samples, write_shard
 
 PIPELINE = {"name": "en_test", "version": "1", "spacy": "3"}
 
@@ -85,6 +87,17 @@ def make_shards(folder: Path, sizes: Sequence[int]) -> list[str]:
         paths.append(str(path))
         first += size
     return paths
+
+
+def list_shards(shards: list[str]) -> list[str]:
+    """Write the index beside shards of a folder, as data_prep.captions does; returns the paths."""
+    listed = [
+        {"name": path.name, "samples": count_samples([str(path)]), "bytes": path.stat().st_size,
+         "sha256": sha256_of(path)}
+        for path in map(Path, shards)
+    ]  # fmt: skip
+    write_json(Path(shards[0]).parent / "index.json", {"complete": True, "shards": listed})
+    return shards
 
 
 def break_off(shard: str, key: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simzss.atomic import PARTIAL
 from simzss.data.benchmark import Benchmark
 from simzss.data.settings import BenchmarkSettings
 from simzss.settings.compose import load_choice
@@ -93,7 +94,7 @@ def assert_masks(expected: Expected) -> None:
         assert np.array_equal(stored(path), mask), path
         with Image.open(path) as image:
             assert image.mode == "L"
-        assert not list(path.parent.glob(".*"))
+        assert not list(path.parent.glob(f".*{PARTIAL}*"))
 
 
 def assert_same(found: Masks, expected: Masks) -> None:

@@ -23,7 +23,7 @@ def open_coco(settings: SourceSettings, scratch: Path) -> FileSource:
     database = scratch / "coco.sqlite"
     with write_grouping(database) as writer:
         _read(captions, writer)
-    source = FileSource(str(captions), folder, Grouping(database), settings.samples_per_shard, listed=True)
+    source = FileSource(str(captions), folder, Grouping(database), settings.samples_per_shard, listed=True, inside=True)
     source.require_any("images")
     return source
 

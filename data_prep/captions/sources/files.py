@@ -10,6 +10,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from simzss.data.images import MAX_BYTES
+from simzss.data.names import LEADS_OUT, name_fault
 from simzss.data.shards import IMAGE_SUFFIXES
 from simzss.errors import DataError
 
@@ -34,8 +36,9 @@ class FileSource:
         label: path of the captions, for messages.
         folder: where relative names start.
         size: images of a task.
-        listed: the captions name images of a list with ids, which can be wrong, and whose files are all in `folder`;
-            otherwise every caption comes with its path, which may be anywhere.
+        listed: the captions name images of a list with ids, which can be wrong; otherwise every caption comes with its
+            path.
+        inside: all files are in `folder`; otherwise they may be anywhere.
     """
 
     label: str
@@ -43,6 +46,7 @@ class FileSource:
     grouping: Grouping
     size: int
     listed: bool
+    inside: bool
 
     def __len__(self) -> int:
         return -(-len(self.grouping) // self.size)
@@ -54,7 +58,7 @@ class FileSource:
         number = 0
         while chunk := list(islice(groups, self.size)):
             records = [[group.name, group.image_id, group.captions] for group in chunk]
-            payload = {"folder": str(self.folder.absolute()), "inside": self.listed, "records": records}
+            payload = {"folder": str(self.folder.absolute()), "inside": self.inside, "records": records}
             name = f"{self.label}, images {first} to {first + len(chunk) - 1}"
             yield Task(number, name, payload, self._stamp(chunk))
             first += len(chunk)
@@ -80,7 +84,7 @@ class FileSource:
         """
         for group in self.grouping.groups():
             captions, _ = sort_captions(group.name, group.captions)
-            if captions and not _misplaced(group.name, self.listed) and _stat(self.folder, group.name) is not None:
+            if captions and self._stat(group.name) is not None:
                 return
         count = len(self.grouping)
         raise DataError(f"none of the {count} {what} of {self.label} is in {self.folder} with a caption")
@@ -88,22 +92,36 @@ class FileSource:
     def _stamp(self, chunk: list[Group]) -> str:
         digest = hashlib.sha256()
         for group in chunk:
-            stat = None if _misplaced(group.name, self.listed) else _stat(self.folder, group.name)
-            digest.update(json.dumps([group.name, group.image_id, group.captions, stat]).encode())
+            digest.update(json.dumps([group.name, group.image_id, group.captions, self._stat(group.name)]).encode())
             digest.update(b"\n")
         return digest.hexdigest()
+
+    def _stat(self, name: str) -> list[int] | None:
+        """Return size and time of change of an image file; None without one, or where it is not looked up."""
+        if _misplaced(name, self.folder, self.inside):
+            return None
+        try:
+            # Millions of times; with Path it takes three times as long.
+            found = os.stat(os.path.join(self.folder, name))  # noqa: PTH116, PTH118
+        except (OSError, ValueError):
+            return None
+        return [found.st_size, found.st_mtime_ns]
 
 
 def read_files(payload: dict[str, Any]) -> Iterator[RawSample | Dropped]:
     """Yield the samples of a task, each image read when its turn comes."""
     folder = Path(payload["folder"])
     for name, image_id, texts in payload["records"]:
-        reason = _misplaced(name, payload["inside"])
+        reason = _misplaced(name, folder, payload["inside"])
         if reason:
             yield Dropped("image", name, reason)
             continue
         try:
-            data = (folder / name).read_bytes()
+            path = folder / name
+            if path.stat().st_size > MAX_BYTES:
+                yield Dropped("image", name, UNREADABLE, f"more than {MAX_BYTES / 1e6:.0f} MB")
+                continue
+            data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             # ValueError: a name that no file can have, with a zero byte or half a surrogate pair.
             yield Dropped("image", name, MISSING)
@@ -129,20 +147,11 @@ def require_images(folder: Path) -> None:
         raise DataError(f"images={folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
 
 
-def _misplaced(name: str, inside: bool) -> str:
+def _misplaced(name: str, folder: Path, inside: bool) -> str:
     """Return why a name is not looked up; empty if it is."""
     stem, _, suffix = name.rpartition(".")
     if suffix.lower() not in IMAGE_SUFFIXES or not stem or stem.endswith("/"):
         return OTHER_SUFFIX
     # A file of strangers must not say which files of this machine go into the shards.
-    return OUTSIDE if inside and (name.startswith("/") or ".." in name.split("/")) else ""
-
-
-def _stat(folder: Path, name: str) -> list[int] | None:
-    """Return size and time of change of an image file; None without one."""
-    try:
-        # Millions of times; with Path it takes three times as long.
-        found = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118
-    except (OSError, ValueError):
-        return None
-    return [found.st_size, found.st_mtime_ns]
+    fault = name_fault(name.removeprefix(f"{folder.absolute()}/")) if inside else None
+    return OUTSIDE if fault == LEADS_OUT else "" if fault is None else f"path {fault}"

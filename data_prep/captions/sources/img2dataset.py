@@ -9,9 +9,10 @@ import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from simzss.data.shards import IMAGE_SUFFIXES, Skipped, expand_shards, read_members
+from simzss.data.shards import IMAGE_SUFFIXES, expand_shards, read_members
+from simzss.data.tars import EMPTY, LEFT_OUT, UNREADABLE, Skipped
 from simzss.errors import DataError
 
 from ..records import Dropped, RawSample, Task
@@ -24,7 +25,6 @@ _NOT_IN_TAR = "not in the tar, which breaks off"
 _NO_IMAGE = "no image in the sample"
 _BAD_JSON = "the sample's .json cannot be used"
 _REPEATED = "file that is twice in a sample"
-_EMPTY = "no sample in the tar"
 _BROKEN_TABLE = "parquet file beside the tar cannot be read"
 
 _BLOCK = 512  # bytes, of a tar
@@ -107,16 +107,17 @@ def read_img2dataset(payload: dict[str, Any], settings: SourceSettings) -> Itera
         seen.add(_last(str(raw["__key__"])))
         yield from _sample(raw, table, settings.caption_column)
     for note in notes:
-        if note.reason.startswith("unreadable tar: "):
-            reason = note.reason.removeprefix("unreadable tar: ")
+        if note.reason.startswith(UNREADABLE):
+            reason = note.reason.removeprefix(UNREADABLE)
             if not keep:
                 raise _broken(path, reason)
-        elif note.reason != _EMPTY:
+        elif note.reason.startswith(LEFT_OUT):
+            yield Dropped(_kind(note.key), note.key, *note.reason.split(": ", 1))
+        elif note.reason != EMPTY:
             member = note.reason.split(":")[0]
-            is_image = member.rpartition(".")[2].lower() in IMAGE_SUFFIXES
-            yield Dropped("image" if is_image else "caption", member, _REPEATED)
+            yield Dropped(_kind(member), member, _REPEATED)
         elif not explained and not reason:
-            yield Dropped("image", path.name, _EMPTY)
+            yield Dropped("image", path.name, EMPTY)
     if reason:
         yield Dropped("image", path.name, BREAKS_OFF, reason)
         yield from (Dropped("image", key, _NOT_IN_TAR) for key in table.keys() if key not in seen)  # noqa: SIM118
@@ -225,6 +226,10 @@ def _missing_end(path: Path) -> str:
 
 def _broken(path: Path, reason: str) -> DataError:
     return DataError(f"{path} breaks off ({reason}); broken_tars=keep takes what stands before the break")
+
+
+def _kind(member: str) -> Literal["image", "caption"]:
+    return "image" if member.rpartition(".")[2].lower() in IMAGE_SUFFIXES else "caption"
 
 
 def _last(key: str) -> str:

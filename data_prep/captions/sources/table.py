@@ -49,7 +49,10 @@ def open_table(settings: SourceSettings, scratch: Path) -> FileSource:
     database = scratch / "table.sqlite"
     with write_grouping(database) as writer:
         _take(_parquet(path, settings) if delimiter is None else _separated(path, delimiter, settings), writer)
-    source = FileSource(str(path), folder, Grouping(database), settings.samples_per_shard, listed=False)
+    source = FileSource(
+        str(path), folder, Grouping(database), settings.samples_per_shard, listed=False,
+        inside=settings.images is not None,
+    )  # fmt: skip
     source.require_any("paths")
     return source
 

@@ -2,13 +2,15 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from simzss.errors import ConfigError, ModelError, nearest
+from simzss.models.tensors import read_tensors
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -52,6 +54,8 @@ def create_model(timm_name: str, file: Path | None, pretrained: bool, head: bool
         if file is not None:
             return _load_file(timm_name, file, head)
         return _build(timm_name, pretrained=pretrained, **({} if head else {"num_classes": 0}))
+    except ModelError as error:
+        raise ModelError(f"weights of {timm_name}: {error}") from error
     except Exception as error:
         # Reading strangers' weights fails in as many ways as there are formats; each must end as one clear line.
         reason = " ".join(str(error).split())
@@ -69,18 +73,24 @@ def _load_file(timm_name: str, file: Path, head: bool) -> nn.Module:
     timm loads without checking names as soon as the classifier is left out, so the classifier is loaded with the rest
     and taken off afterwards; a file may lack the classifier, and nothing else.
     """
-    options: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file), "custom_load": False}}
+    tensors = read_tensors(file)
     try:
-        model = _build(timm_name, **options)
+        model = _build(timm_name, **_pretrained(tensors))
     except RuntimeError as error:
         lacking, _, surplus = str(error).partition("Unexpected key(s)")
         names = re.findall(r'"([^"]+)"', lacking)
         if head or surplus or not names or not all(name.startswith(("head.", "classifier.", "fc.")) for name in names):
             raise
-        return _build(timm_name, num_classes=0, **options)
+        return _build(timm_name, num_classes=0, **_pretrained(tensors))
     if not head:
         model.reset_classifier(0)
     return model
+
+
+def _pretrained(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return timm's options for loading these tensors, through its filters of names, and no file."""
+    overlay = {"state_dict": dict(tensors), "custom_load": False}
+    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
 
 
 def _build(timm_name: str, **options: Any) -> Any:
@@ -89,6 +99,7 @@ def _build(timm_name: str, **options: Any) -> Any:
         model = timm.create_model(timm_name, dynamic_img_size=True, **options)
     except TypeError:  # not a ViT: takes any size as it is
         model = timm.create_model(timm_name, **options)
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of all tensors
     if _averages_untrained(model):
         model.global_pool = "token"
     return model

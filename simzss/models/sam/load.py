@@ -4,15 +4,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, Sam2Model, SamModel
-from transformers.utils import logging as transformers_logging
+from transformers import Sam2Model, SamModel
 
 from simzss.errors import ModelError
+from simzss.models.pretrained import fetch, load_pretrained, read_pretrained_config
 from simzss.models.sam.mobile import load_mobile
 from simzss.models.sam.sam import Sam
 from simzss.models.sam.sam1 import Sam1
 from simzss.models.sam.sam2 import Sam2
+from simzss.models.sizes import read_plain
 
 # SAM 2 is published as a model of videos; single images need a part of its weights.
 _SAM2 = ("sam2", "sam2_video")
@@ -39,30 +39,22 @@ def load_sam(weights: str, precision: str = "32-true") -> Sam:
 
 
 def _transformers(weights: str) -> Sam:
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    folder = fetch(weights, "sam.weights")
     try:
-        kind = AutoConfig.from_pretrained(weights, trust_remote_code=False).model_type
-    except Exception as error:
-        # transformers, safetensors and the hub client each have their own types for a broken or missing model.
-        raise ModelError(f"sam.weights={weights} is no model of transformers: {_reason(error)}") from error
+        kind = read_plain(folder / "config.json").get("model_type")
+    except ModelError as error:
+        raise ModelError(f"sam.weights={weights} is no model of transformers: {error}") from error
     if kind not in _KINDS:
         raise ModelError(f"sam.weights={weights} is a {kind} model, not one of {', '.join(_KINDS)}")
     family: Any = Sam2Model if kind in _SAM2 else SamModel
     try:
-        # A path is read from disk, `owner/name` from the hub; remote code is never run, pickles are never read, and
-        # the attention is named here, for a name in the folder may be code to fetch.
-        model, loading = family.from_pretrained(
-            weights,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # rejected below, by name
+        config = read_pretrained_config(folder, family.config_class)
+        # Tensors of another size are rejected below, by name.
+        model, loading = load_pretrained(
+            family, folder, config, attn_implementation="sdpa", ignore_mismatched_sizes=True
         )
-    except Exception as error:
-        raise ModelError(f"sam.weights={weights} cannot be read as a {kind} model: {_reason(error)}") from error
+    except ModelError as error:
+        raise ModelError(f"sam.weights={weights} cannot be read as a {kind} model: {error}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         names = (name[0] if isinstance(name, tuple) else name for name in loading.get(problem, ()))
         if lacking := sorted(map(str, names)):
@@ -95,7 +87,3 @@ def _check_size(weights: str, config: Any) -> None:
     if cells != (size // patch,) * 2:
         raise ModelError(f"sam.weights={weights} encodes images as {cells[0]} x {cells[1]} cells, but its prompts are "
                          f"for {size // patch} x {size // patch}")  # fmt: skip
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

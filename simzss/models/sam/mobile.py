@@ -1,7 +1,6 @@
 """MobileSAM (Zhang et al. 2023) from `mobile_sam.pt`: a TinyViT in place of SAM's encoder, and SAM's decoder."""
 
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import SamConfig, SamModel
 
 from simzss.errors import ModelError
 from simzss.models.sam.sam1 import Sam1
+from simzss.models.tensors import read_tensors
 
 FRAME = 1024
 """Side of the frame in pixels that the published weights are for."""
@@ -88,17 +88,7 @@ def load_mobile(file: Path) -> Sam1:
     Raises:
         ModelError: unreadable, code in it, or a tensor that is missing, unexpected or of another shape.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of another protocol: they end as an error here
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A truncated archive, a pickle of objects and a file of another kind each fail with a type of their own.
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{file} is no file of MobileSAM's weights: {reason}") from error
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{file} is no file of MobileSAM's weights: it holds no tensors by name")
-    return mobile_sam(str(file), content)
+    return mobile_sam(str(file), read_tensors(file))
 
 
 def mobile_sam(name: str, weights: Mapping[str, Tensor], frame: int = FRAME) -> Sam1:

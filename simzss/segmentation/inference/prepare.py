@@ -32,8 +32,8 @@ def read_photo(photo: Photo) -> Image.Image:
     if not path.is_file():
         raise DataError(f"image {path} does not exist")
     try:
-        return decode_image(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return decode_image(path)
+    except ValueError as error:
         reason = str(error).removeprefix("unreadable image: ")
         raise DataError(f"{path} is no readable image: {reason}") from error
 

@@ -3,13 +3,15 @@
 import hashlib
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from simzss.concepts.bank import ConceptBank
 from simzss.data.shards import Skipped, summarise_skipped
-from simzss.distributed import world_size
+from simzss.distributed import gather_values, world_size
 from simzss.errors import ConfigError
 from simzss.models.feature_norm import FeatureNorm
 from simzss.models.features import ImageFeatures
@@ -112,6 +114,18 @@ class CaptionDataModule(pl.LightningDataModule):
         """Note what was skipped on the way to a batch; Lightning calls this for each step."""
         self.note_skipped(batch.skipped)
         return batch
+
+    def all_skipped(self) -> tuple[Skipped, ...]:
+        """Return what all ranks have skipped; to be called by all of them."""
+        return tuple(dict.fromkeys(record for share in gather_values(tuple(self.skipped)) for record in share))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: a run that goes on after its last epoch meets nothing of it again."""
+        return {"skipped": [asdict(record) for record in self.all_skipped()]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add what the run before has skipped."""
+        self.skipped |= dict.fromkeys(Skipped(**record) for record in state_dict["skipped"])
 
     def note_skipped(self, skipped: tuple[Skipped, ...]) -> None:
         """Add to `skipped`; the first ones are logged."""

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import v2
 
+from simzss.atomic import atomic_write
 from simzss.data.benchmark import IGNORE, Benchmark, open_benchmark
 from simzss.distributed import rank, world_size
 from simzss.errors import ConfigError, DataError, InputError, nearest
+from simzss.program import end_with_lost_batch
 from simzss.training.settings import MasksSettings
 
 log = logging.getLogger(__name__)
@@ -167,6 +169,7 @@ class MaskDataModule(pl.LightningDataModule):
                 num_workers=self.settings.num_workers,
                 persistent_workers=self.settings.num_workers > 0,
                 pin_memory=torch.accelerator.is_available(),
+                worker_init_fn=end_with_lost_batch,
                 generator=torch.Generator(),  # a draw from the global one would tell a resumed run from another
             )
         return self._loader
@@ -258,6 +261,6 @@ def write_split(folder: Path, trained: Sequence[str], held_out: Sequence[str]) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, names in (("train.txt", trained), ("held_out.txt", held_out)):
-            (folder / name).write_text("".join(f"{line}\n" for line in names), encoding="utf-8")
+            atomic_write(folder / name, "".join(f"{line}\n" for line in names).encode())
     except OSError as error:
         raise ConfigError(f"output_dir={folder} cannot be written: {error}") from error

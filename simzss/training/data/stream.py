@@ -13,10 +13,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from simzss.concepts.concept import Caption
 from simzss.data.images import decode_image
+from simzss.data.index import WorkerError
 from simzss.data.shards import Sample, Skipped, read_shards, shard_order
 from simzss.data.transforms import Transform
 from simzss.distributed import rank, world_size
-from simzss.errors import DataError
 from simzss.training.data.encoding import CaptionEncoder, EncodedCaption
 
 Record = TypeVar("Record")
@@ -45,15 +45,8 @@ class StreamBlock:
         return replace(self, pixels=self.pixels.pin_memory())
 
 
-class NothingReadableError(DataError):
-    """The shards hold no readable sample.
-
-    A loader raises an error of its workers anew, with the whole traceback as the message. Only the end of that is kept:
-    the worker's own message.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[-1].strip())
+class NothingReadableError(WorkerError):
+    """The shards hold no readable sample."""
 
 
 class TrainingStream(IterableDataset[StreamBlock]):
@@ -77,6 +70,7 @@ class TrainingStream(IterableDataset[StreamBlock]):
 
     Raises:
         NothingReadableError: while iterating, after many samples or tars of which not one could be read.
+        DamagedShardError: while iterating, at the end of a shard that is not what its index.json says.
     """
 
     def __init__(

@@ -11,12 +11,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from simzss.concepts.bank import ConceptBank
-from simzss.data.shards import count_samples, expand_shards, read_indexes, shard_order, unfinished
+from simzss.data.index import read_indexes, require_sizes, unfinished
+from simzss.data.shards import count_samples, expand_shards, shard_order
 from simzss.data.transforms import RandomCrop, WholeImage
 from simzss.distributed import gather_values, rank, world_size
 from simzss.errors import ConfigError, DataError
 from simzss.models.features import ImageFeatures
 from simzss.models.simzss import SimZSS
+from simzss.program import end_with_lost_batch
 from simzss.training.data.assemble import assemble, ending_workers
 from simzss.training.data.batch import Batch
 from simzss.training.data.datamodule import BLOCK, CaptionDataModule, generator_of
@@ -47,9 +49,9 @@ class StreamDataModule(CaptionDataModule):
         super().__init__(model, bank, **sizes, seed=seed, micro_batch=micro_batch)
         self.settings = settings
         self.urls = expand_shards(settings.shards)
-        indexes = read_indexes(self.urls)
-        self.unfinished = unfinished(indexes)
-        self.samples = count_samples(self.urls, indexes)
+        require_sizes(self.urls)
+        self.unfinished = unfinished(read_indexes(self.urls))
+        self.samples = count_samples(self.urls)
         if self.samples == 0:
             raise DataError(f"data.shards={settings.shards} holds no sample")
 
@@ -123,6 +125,7 @@ class StreamDataModule(CaptionDataModule):
             pin_memory=torch.accelerator.is_available(),
             generator=generator_of(self.seed, 0, rank()),
             multiprocessing_context="fork" if self.settings.num_workers else None,
+            worker_init_fn=end_with_lost_batch,
         )
 
     def _require_same_shards(self) -> None:

@@ -283,7 +283,7 @@ def test_attention_that_a_config_names_is_not_fetched(key, tmp_path):
     encoder = make_bert(folder)
     stored = encoder.architecture
     stored["body"] |= {key: "someone/kernel"}
-    rebuilt = rebuild_text_encoder(stored, 64, folder)
+    rebuilt = rebuild_text_encoder(stored, 64, encoder.tokenizer)
     for made in (encoder, rebuilt):
         assert made.body.config._attn_implementation in ("sdpa", "eager")
 

@@ -12,7 +12,7 @@ from simzss.reports.charts import Curve, chart, curves_from_csv
 
 def test_all_points_lie_inside_the_drawing():
     rng = np.random.default_rng(0)
-    for scale in (1e-6, 1.0, 1e7):
+    for scale in (1e-6, 1.0, 1e7, 1e307):
         values = (rng.normal(size=50) * scale).tolist()
         drawn = chart(Curve("c", "step", {"a": (list(range(50)), values)}))
         left, top, right, bottom = drawn["frame"]
@@ -34,6 +34,13 @@ def test_charts_survive_little_data():
     single = chart(Curve("c", "step", {"a": ([5.0], [0.25]), "b": ([], [])}))
     assert [line["name"] for line in single["lines"]] == ["a"] and len(single["lines"][0]["dots"]) == 1
     assert chart(Curve("c", "step", {"a": ([1.0, 2.0], [0.0, 0.0])})) is not None
+
+
+@pytest.mark.parametrize("values", [[1e308, -1e308], [1e308, 1e308], [5e-324, 0], [1e17, 1e17], [-1e308] * 600 + [1]])
+def test_any_numbers_can_be_drawn(values):
+    for x, y in ((values, values), (list(range(len(values))), values), (values, [1.0] * len(values))):
+        drawn = chart(Curve("c", "step", {"a": (x, y)}))
+        assert "nan" not in str(drawn) and "inf" not in str(drawn)
 
 
 @pytest.mark.parametrize(

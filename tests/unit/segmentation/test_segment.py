@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from simzss.cli import dispatch
-from simzss.commands.segment import read_photos
 from simzss.data.settings import Background
 from simzss.models.checkpoint import load_model, save_model
 from simzss.models.settings import ProxySettings
@@ -87,14 +86,19 @@ def test_each_word_has_its_own_influence(folder, tmp_path, caplog):
 # Photos ---------------------------------------------------------------------------------------------------------------
 
 
-def test_photos_before_a_broken_one_are_segmented(folder, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    paths = [folder / "0.png", tmp_path / "broken.png", folder / "1.png"]
-    photos, error = read_photos(paths)
-    assert len(photos) == 1 and str(error).startswith(f"{tmp_path}/broken.png is no readable image: ")
-    options = [f"model={folder}/model", "classes=cat,dog", f"output_dir={tmp_path}/out", *SMALL]
-    refused(lambda: dispatch(["segment", *map(str, paths), *options]), "broken.png")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0_mask.png", "0_overlay.png"}
+def test_all_photos_but_broken_ones_are_segmented(folder, tmp_path):
+    """And named at the end; the rest is done when they are mended."""
+    broken, output = tmp_path / "broken.png", tmp_path / "out"
+    broken.write_bytes(b"no image")
+    paths = [folder / "0.png", broken, folder / "1.png"]
+    command = ["segment", *map(str, paths), f"model={folder}/model", "classes=cat,dog", f"output_dir={output}", *SMALL]
+    refused(lambda: dispatch(command), f"{broken} is no readable image: ", "the same command goes on")
+    assert sorted(path.name for path in output.glob("*.png")) == [
+        "0_mask.png", "0_overlay.png", "1_mask.png", "1_overlay.png",
+    ]  # fmt: skip
+    picture(5).save(broken)
+    dispatch(command)
+    assert len(list(output.glob("*.png"))) == 6 and not (output / ".progress").exists()
 
 
 @pytest.mark.parametrize(

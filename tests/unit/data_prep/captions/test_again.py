@@ -78,7 +78,7 @@ def test_index_is_gone_while_shards_are_made(run):
     run()
     (run.output / "shard-000001-000.tar").unlink()
     run.monkeypatch.setattr(phases, "annotate_task", interrupted)
-    assert run(code=130).splitlines()[-1] == "interrupted"
+    assert run(code=130).splitlines()[-1] == "interrupted: the same command goes on"
     assert not (run.output / "index.json").exists()
 
 

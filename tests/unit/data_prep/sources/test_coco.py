@@ -158,7 +158,7 @@ def test_everything_left_out_is_told(tmp_path, images):
         ("image", "folder.png", "image file cannot be read"),
         *(("image", name, OTHER_SUFFIX) for name in (".png", "png", "x/.png", "")),
         ("image", "\udce9.png", "image file missing"),
-        ("image", "zero\x00.png", "image file missing"),
+        ("image", "zero\x00.png", "path holds control characters"),
         ("image", "c.jpg/below.png", "image file missing"),
         ("caption", "image id 99", "caption of an image that is not listed"),
         ("caption", "image id '1'", "caption of an image that is not listed"),
