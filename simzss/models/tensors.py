@@ -35,6 +35,8 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> dic
     """
     with _naming(path):
         found = _safetensors(path, wanted) if _is_safetensors(path) else _torch(path, wanted)
+        if not found and wanted is None:
+            raise ValueError("it holds no tensors by name")
         # A mask of attention is minus infinity where it hides.
         damaged = [name for name, tensor in found.items() if not name.endswith("mask") and not _is_finite(tensor)]
     if damaged:
