@@ -25,6 +25,8 @@ from tests.support.models import make_backbone, make_scratch, refused, save_back
 from tests.support.processes import on_two_processes
 from tests.support.program import exit_code
 
+pytestmark = pytest.mark.slow
+
 SETS = ["voc20", "voc21", "context59", "context60", "coco_object", "coco_stuff", "cityscapes", "ade20k"]
 SMALL = ["protocol.short_side=64", "protocol.crop_size=64", "protocol.stride=32", "protocol.templates=name",
          "precision=32-true", "num_workers=0", "overlays=1"]  # fmt: skip

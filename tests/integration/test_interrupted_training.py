@@ -30,6 +30,8 @@ from tests.support.processes import forked, on_two_processes
 from tests.support.threads import one_thread  # noqa: F401
 from tests.support.training import coloured_shards, tiny_arguments, train
 
+pytestmark = pytest.mark.slow
+
 NARROW = ("text.width=16", "text.layers=1")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

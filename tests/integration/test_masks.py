@@ -238,6 +238,7 @@ def test_ablations_train(data, tmp_path, choice):
     assert prediction.mask.shape == (60, 90)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(data, tmp_path):
     """Some crops show one class and some two, so that the processes have different numbers of masks."""
     arguments = mask_arguments(data, tmp_path / "one", "masks.exclude_classes=[car,dog]", "masks.batch_size=6",

@@ -24,6 +24,8 @@ from tests.support.models import make_backbone, make_scratch, refused, save_back
 from tests.support.processes import on_two_processes
 from tests.support.program import exit_code
 
+pytestmark = pytest.mark.slow
+
 COMMON = (*WHOLE, "model=../model", "batch_size=2", "output_dir=out")
 EVAL = ["eval", *COMMON, "num_workers=0"]
 VOC = ["benchmark.root=../voc", "benchmark=voc20"]

@@ -39,6 +39,7 @@ def saved(models, tmp_path):
     return folder, *reversed(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False])
 def test_killed_at_every_step(exchange, models, saved, tmp_path, monkeypatch):
     """Before each call of the system: there is one of the two models then, and the next save is as any other."""

@@ -322,6 +322,7 @@ def test_unknown_key(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: unknown key 'image'; did you mean images, image_column, changed?\n"
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path, images, output):
     captions = write_coco_json(tmp_path / "captions.json", CAPTIONS)
     arguments = [f"images={images}", f"captions={captions}", f"output={output}", "executor=serial"]
