@@ -30,7 +30,7 @@ def interruptible(hint: str) -> Iterator[None]:
 
 # What libraries say, in errors of no type of their own, when the system fails them.
 _WORKER = re.compile(r"worker\b.*(killed|exited unexpectedly)|process in the process pool was terminated", re.I | re.S)
-_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|bad allocation", re.I)
+_MEMORY = re.compile(r"out of memory|can't start new thread|(can't|cannot) allocate memory|bad allocation", re.I)
 _FAILING = re.compile(r"\b(I/O error|No space left on device|Disk quota exceeded|Too many open files)", re.I)
 
 

@@ -46,8 +46,8 @@ class Ended:
 
     @property
     def says(self) -> str:
-        """Return the line on which it ended; libraries in Rust say one of their own when they get no memory."""
-        words = ("error: ", "interrupted", "memory allocation of ")
+        """Return the line on which it ended; the system's and Rust's libraries abort on one, without memory."""
+        words = ("error: ", "interrupted", "memory allocation of ", "cannot allocate memory ")
         lines = [line for line in self.text.splitlines() if line.startswith(words)]
         return lines[-1] if lines else ""
 
