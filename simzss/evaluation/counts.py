@@ -3,6 +3,7 @@
 One safetensors file per benchmark: tensors `per_image` and `confusion`, metadata `images` and `classes` as JSON lists.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -57,7 +58,7 @@ def save_counts(path: Path, counts: Counts) -> None:
         DataError: counts that do not fit together, or a file that cannot be written.
     """
     _check(str(path), counts)
-    metadata = {"images": json.dumps(counts.images), "classes": json.dumps(counts.classes)}
+    metadata = {"images": json.dumps(counts.images), "classes": json.dumps(counts.classes), "sha256": _sha256(counts)}
     tensors = {"per_image": counts.per_image.cpu(), "confusion": counts.confusion.cpu()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,17 @@ def load_counts(path: Path) -> Counts:
             raise DataError(f"counts {path}: the metadata {key} is no list of names")
     counts = Counts(tuple(names["images"]), tuple(names["classes"]), tensors["per_image"], tensors["confusion"])
     _check(str(path), counts)
+    if metadata.get("sha256", _sha256(counts)) != _sha256(counts):  # version 0.1 wrote none
+        raise DataError(f"counts {path} are damaged: their SHA-256 is another")
     return counts
+
+
+def _sha256(counts: Counts) -> str:
+    """Return the hash of names and numbers."""
+    digest = hashlib.sha256(json.dumps([counts.images, counts.classes]).encode())
+    for tensor in (counts.per_image, counts.confusion):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check(where: str, counts: Counts) -> None:
